@@ -1,0 +1,35 @@
+"""What every linear solver of this package can do: init, solve, transpose."""
+
+import abc
+from typing import Any
+
+from torch import Tensor
+
+from torchddn.linear.operators import Operator
+
+__all__ = ["Solver"]
+
+
+class Solver(abc.ABC):
+    """The interface: solves ``K u = v`` for a batch of matrices and any number of right-hand sides.
+
+    ``init`` does the work that depends on ``K`` alone and keeps it in a state, a ``NamedTuple``; ``solve`` uses
+    it for right-hand sides; ``transpose`` turns it into the state of ``K^T`` without new work. A bad item raises
+    nothing and harms no other: ``sound`` says which answers rest on a factorization that succeeded.
+    """
+
+    @abc.abstractmethod
+    def init(self, operator: Operator) -> Any:
+        """The state for ``operator``."""
+
+    @abc.abstractmethod
+    def solve(self, state: Any, rhs: Tensor) -> Tensor:
+        """``u`` with ``K u = rhs``, shaped as ``rhs``: ``(B, s)`` or ``(B, s, k)``."""
+
+    @abc.abstractmethod
+    def transpose(self, state: Any) -> Any:
+        """The state for the transposed matrices, which reuses the factorization."""
+
+    @abc.abstractmethod
+    def sound(self, state: Any) -> Tensor:
+        """Which items may be trusted, boolean ``(B,)``: factored, and not singular to working precision."""
