@@ -1,0 +1,174 @@
+"""Which tensors a function or module uses without being given them, and the same thing with others in their place.
+
+A gradient flows only through tensors that an ``autograd.Function`` receives. The parameters of a problem, and
+whatever differentiable tensor its functions close over, must therefore become explicit arguments; and for a
+second evaluation with other values (another thread, a vmapped axis, the second derivative) they must be
+replaced without touching the original. Both are one traversal, :func:`rebuild`: a copy that shares everything
+except the tensors and what leads to them.
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as fwAD
+from torch import Tensor, nn
+
+__all__ = ["is_live", "live_tensors", "rebuild"]
+
+# Functions of these packages hold no tensors of a user; walking into them would only cost time.
+_FOREIGN = ("torch.", "numpy", "scipy", "functools", "itertools", "math", "builtins")
+
+
+def is_live(tensor: Tensor) -> bool:
+    """Whether a derivative of any kind may be asked for with respect to ``tensor``."""
+    return tensor.is_floating_point() and (
+        isinstance(tensor, nn.Parameter)
+        or tensor.requires_grad
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or _has_tangent(tensor)
+    )
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return fwAD._current_level >= 0 and fwAD.unpack_dual(tensor).tangent is not None
+
+
+def live_tensors(thing: Any) -> list[Tensor]:
+    """The differentiable tensors that ``thing`` reaches, each once, in the order of the traversal.
+
+    Example:
+        >>> scale = torch.ones(2, requires_grad=True)
+        >>> len(live_tensors(lambda y: (scale * y).sum()))
+        1
+    """
+    found: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if is_live(tensor):
+            found.setdefault(id(tensor), tensor)
+        return tensor
+
+    rebuild(thing, note)
+    return list(found.values())
+
+
+def rebuild(thing: Any, replace: Callable[[Tensor], Tensor]) -> Any:
+    """Returns ``thing`` with ``replace`` applied to every tensor it reaches.
+
+    Goes through modules, functions (closures, defaults, globals they name), bound methods, partials, lists,
+    tuples and dicts. What reaches no replaced tensor is shared, not copied; ``thing`` itself is never changed.
+    """
+    return _Rebuilder(replace).visit(thing)
+
+
+class _Rebuilder:
+    def __init__(self, replace: Callable[[Tensor], Tensor]) -> None:
+        self.replace = replace
+        self.done: dict[int, Any] = {}  # by identity of the original; also cuts cycles
+        self.keep: list[Any] = []  # temporaries whose identity is in `done`
+
+    def visit(self, thing: Any) -> Any:
+        if isinstance(thing, Tensor):
+            return self.replace(thing)
+        rule = self._rule(thing)
+        if rule is None:
+            return thing
+        key = id(thing)
+        if key not in self.done:
+            self.done[key] = thing  # a cycle back to here finds the original
+            self.keep.append(thing)
+            self.done[key] = rule(thing)
+        return self.done[key]
+
+    def _rule(self, thing: Any) -> Callable[[Any], Any] | None:
+        if isinstance(thing, nn.Module):
+            return self._module
+        if isinstance(thing, types.FunctionType):
+            return None if _is_foreign(thing) else self._function
+        if isinstance(thing, types.MethodType):
+            return self._method
+        if isinstance(thing, functools.partial):
+            return self._partial
+        if type(thing) in (list, tuple):
+            return lambda items: self._same_or(items, type(items)(self.visit(item) for item in items))
+        if type(thing) is dict:
+            return self._dict
+        return None
+
+    def _same_or(self, old: Any, new: Any) -> Any:
+        unchanged = all(a is b for a, b in zip(old, new, strict=True))
+        return old if unchanged else new
+
+    def _dict(self, old: dict[Any, Any]) -> dict[Any, Any]:
+        new = {key: self.visit(value) for key, value in old.items()}
+        return old if all(new[key] is old[key] for key in old) else new
+
+    def _module(self, module: nn.Module) -> nn.Module:
+        parts = {key: self.visit(value) for key, value in module.__dict__.items() if not key.endswith("_hooks")}
+        if all(value is module.__dict__[key] for key, value in parts.items()):
+            return module
+        replica = module.__new__(type(module))
+        replica.__dict__ = {**module.__dict__, **parts}
+        # `nn.Module` looks parameters up after plain attributes, and only the latter may be any tensor.
+        parameters = parts["_parameters"]
+        replica.__dict__["_parameters"] = {}
+        replica.__dict__.update(parameters)
+        return replica
+
+    def _function(self, function: types.FunctionType) -> types.FunctionType:
+        cells = function.__closure__ or ()
+        filled = [(cell, _contents(cell)) for cell in cells]
+        contents = [self.visit(content) for _, content in filled]
+        defaults = self.visit(function.__defaults__)
+        keywords = self.visit(function.__kwdefaults__)
+        names = _names(function.__code__) & function.__globals__.keys()
+        globals_ = {name: self.visit(function.__globals__[name]) for name in sorted(names)}
+        moved = {name: value for name, value in globals_.items() if value is not function.__globals__[name]}
+        same_cells = all(new is old for new, (_, old) in zip(contents, filled, strict=True))
+        if same_cells and not moved and defaults is function.__defaults__ and keywords is function.__kwdefaults__:
+            return function
+        copy = types.FunctionType(
+            function.__code__,
+            {**function.__globals__, **moved} if moved else function.__globals__,
+            function.__name__,
+            defaults,
+            tuple(
+                cell if new is old else types.CellType(new) for new, (cell, old) in zip(contents, filled, strict=True)
+            ),
+        )
+        copy.__kwdefaults__ = keywords
+        return copy
+
+    def _method(self, method: types.MethodType) -> types.MethodType:
+        owner = self.visit(method.__self__)
+        return method if owner is method.__self__ else types.MethodType(method.__func__, owner)
+
+    def _partial(self, partial: functools.partial) -> functools.partial:
+        old = (partial.func, *partial.args, *partial.keywords.values())
+        new = [self.visit(part) for part in old]
+        if all(a is b for a, b in zip(old, new, strict=True)):
+            return partial
+        num_args = 1 + len(partial.args)
+        keywords = dict(zip(partial.keywords, new[num_args:], strict=True))
+        return functools.partial(new[0], *new[1:num_args], **keywords)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Names that the code, or a function defined inside it, may look up among the globals."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _contents(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that is not assigned yet
+        return None
+
+
+def _is_foreign(function: types.FunctionType) -> bool:
+    module = function.__module__ or ""
+    return module == "torch" or module.startswith(_FOREIGN)

@@ -1,0 +1,226 @@
+"""First and second derivatives of batched functions, as products and as dense matrices.
+
+A batched function maps ``(B, m)`` to ``(B,)`` or ``(B, r)`` and treats its items as strangers: row b of the
+result depends on row b of the argument alone. So one reverse pass over the batch gives every item's
+vector-Jacobian product at once, and r of them its dense Jacobian.
+
+Everything here is reverse mode only (a forward product is two reverse ones), because forward mode cannot be
+nested inside a user's own forward mode. Results carry a graph exactly when grad mode is on, so that calls nest.
+
+Two engines serve the same calls. Plain ``torch.autograd`` on the vmapped function is the cheaper one by two to
+eight times (``benchmarks/derivatives.py``) and is used wherever it is right. Inside a ``torch.func`` transform
+it is not, since the tensors belong to a level of that transform, and ``torch.func`` does the same work there.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Linearization",
+    "gradient",
+    "hessian",
+    "inside_transform",
+    "jacobian",
+    "jvp",
+    "value_and_gradient",
+    "vjp",
+]
+
+Batched = Callable[..., Tensor]
+
+# Rows of a dense Jacobian are taken together until this many numbers of the argument are in flight: small
+# problems pay the fixed cost of one pass only, large ones stay at the memory of one product.
+ROWS_BUDGET = 2**16
+
+
+def inside_transform() -> bool:
+    """Whether a ``torch.func`` transform (grad, vmap, jvp, ...) is running around this call."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _leaf(tensor: Tensor, keep_graph: bool) -> Tensor:
+    """A stand-in for ``tensor`` with respect to which a *partial* derivative is taken.
+
+    Differentiating with respect to the alias and not the tensor itself cuts the paths that reach the tensor
+    through other arguments (``y`` depends on ``x``), yet keeps the result differentiable in it.
+    """
+    if keep_graph and tensor.requires_grad:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_()
+
+
+def vjp(function: Batched, primals: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """Returns ``cotangent . d function / d primals``, one tensor for each of ``primals``.
+
+    Args:
+        function: Takes the tensors of ``primals``.
+        primals: Where to differentiate; any shapes.
+        cotangent: Shaped as the function's value.
+
+    Example:
+        >>> vjp(lambda y: y.square(), (torch.tensor([[1.0, 3.0]]),), torch.ones(1, 2))
+        (tensor([[2., 6.]]),)
+    """
+    return _pull(function, primals, cotangent)[1]
+
+
+def value_and_gradient(function: Batched, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns ``f(y)`` of shape ``(B,)`` and ``f_y`` of shape ``(B, m)``."""
+    value, (f_y,) = _pull(function, (y,), None)
+    return value, f_y
+
+
+def gradient(function: Batched, y: Tensor) -> Tensor:
+    """Returns ``f_y``, ``(B, m)``, of a function with values ``(B,)``."""
+    return value_and_gradient(function, y)[1]
+
+
+def jvp(function: Batched, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
+    """Returns ``d function / d primals . tangents``; a tangent None stands for zero.
+
+    ``J t = d/dv (v . J) t``, and ``v . J`` is linear in ``v``: two reverse passes, no forward mode.
+    """
+    moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
+    directions = [tangents[i] for i in moving]
+
+    def along(*moved: Tensor) -> Tensor:
+        arguments = list(primals)
+        for i, tensor in zip(moving, moved, strict=True):
+            arguments[i] = tensor
+        return function(*arguments)
+
+    starts = tuple(primals[i] for i in moving)
+    if inside_transform():
+        value, pull = torch.func.vjp(along, *starts)
+        _, push = torch.func.vjp(pull, torch.zeros_like(value))
+        return push(tuple(directions))[0]
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [_leaf(tensor, keep_graph) for tensor in starts]
+        value = along(*leaves)
+        if not value.requires_grad:
+            return torch.zeros_like(value)
+        v = torch.zeros_like(value, requires_grad=True)
+        pulled = torch.autograd.grad(value, leaves, v, create_graph=True, allow_unused=True)
+        pairs = [(p, t) for p, t in zip(pulled, directions, strict=True) if p is not None and p.requires_grad]
+        if not pairs:
+            return torch.zeros_like(value)
+        (product,) = torch.autograd.grad(
+            [p for p, _ in pairs], v, [t for _, t in pairs], create_graph=keep_graph, materialize_grads=True
+        )
+    return product
+
+
+def jacobian(function: Batched, y: Tensor, work: int = 0) -> Tensor:
+    """Returns the dense ``(B, r, m)`` Jacobian of a function from ``(B, m)`` to ``(B, r)``.
+
+    Args:
+        function: Batched function.
+        y: Where, ``(B, m)``.
+        work: How many numbers one evaluation touches (the size of the inputs); it bounds how many rows are
+            taken in one pass, and so the memory.
+    """
+    if inside_transform():
+        value, pull = torch.func.vjp(function, y)
+        rows = torch.func.vmap(lambda v: pull(v)[0])(_basis(value))
+        return rows.movedim(0, 1)
+    return Linearization(function, y, work).dense()
+
+
+def hessian(function: Batched, y: Tensor, work: int = 0) -> Tensor:
+    """Returns ``f_yy``, ``(B, m, m)``, of a function with values ``(B,)``; ``work`` as for :func:`jacobian`."""
+    return jacobian(lambda y: gradient(function, y), y, work)
+
+
+class Linearization:
+    """The Jacobian ``K`` of a batched function at a point, evaluated once and multiplied often.
+
+    For plain tensors only (an opaque solve inside a step), not inside a ``torch.func`` transform. Products carry
+    a graph exactly when grad mode was on at construction.
+
+    Args:
+        function: From ``(B, m)`` to ``(B, r)``.
+        y: Where, ``(B, m)``.
+        work: As for :func:`jacobian`.
+    """
+
+    def __init__(self, function: Batched, y: Tensor, work: int = 0) -> None:
+        self._work = max(work, y.numel(), 1)
+        self._keep_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            self._y = _leaf(y, self._keep_graph)
+            self.value = function(self._y)
+            self._v: Tensor | None = None
+            self._pulled: Tensor | None = None
+
+    def vjp(self, v: Tensor) -> Tensor:
+        """``v K`` of shape ``(B, m)`` for ``v`` of shape ``(B, r)``."""
+        if not self.value.requires_grad:
+            return torch.zeros_like(self._y)
+        return self._grad(self.value, self._y, v)
+
+    def jvp(self, t: Tensor) -> Tensor:
+        """``K t`` of shape ``(B, r)`` for ``t`` of shape ``(B, m)``."""
+        if not self.value.requires_grad:
+            return torch.zeros_like(self.value)
+        if self._pulled is None:
+            with torch.enable_grad():
+                self._v = torch.zeros_like(self.value, requires_grad=True)
+                (self._pulled,) = torch.autograd.grad(
+                    self.value, self._y, self._v, create_graph=True, materialize_grads=True
+                )
+        if not self._pulled.requires_grad:
+            return torch.zeros_like(self.value)
+        return self._grad(self._pulled, self._v, t)
+
+    def dense(self) -> Tensor:
+        """``K`` itself, ``(B, r, m)``, some rows at a time."""
+        num_items, num_rows = self.value.shape
+        if not self.value.requires_grad or self.value.numel() == 0:
+            return self._y.new_zeros(num_items, num_rows, self._y.shape[1])
+        at_once = max(1, ROWS_BUDGET // self._work)
+        chunks = _basis(self.value).split(at_once)
+        return torch.cat([self._rows(chunk) for chunk in chunks]).movedim(0, 1)
+
+    def _rows(self, basis: Tensor) -> Tensor:
+        if len(basis) == 1:
+            return self._grad(self.value, self._y, basis[0])[None]
+        # Not `is_grads_batched`: its older vmap cannot enter an autograd.Function, such as a node inside a node.
+        return torch.func.vmap(lambda v: self._grad(self.value, self._y, v))(basis)
+
+    def _grad(self, output: Tensor, leaf: Tensor | None, v: Tensor) -> Tensor:
+        assert leaf is not None
+        (product,) = torch.autograd.grad(
+            output, leaf, v, retain_graph=True, create_graph=self._keep_graph, allow_unused=True
+        )
+        # `materialize_grads` would read the shape of `leaf` in a graph that may not contain it.
+        return torch.zeros_like(leaf) if product is None else product
+
+
+def _basis(value: Tensor) -> Tensor:
+    """Unit cotangents ``(r, B, r)`` for a value ``(B, r)``."""
+    num_items, num_rows = value.shape
+    eye = torch.eye(num_rows, dtype=value.dtype, device=value.device)
+    return eye[:, None, :].expand(num_rows, num_items, num_rows)
+
+
+def _pull(function: Batched, primals: Sequence[Tensor], cotangent: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    if inside_transform():
+        value, pull = torch.func.vjp(function, *primals)
+        return value, pull(torch.ones_like(value) if cotangent is None else cotangent)
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [_leaf(tensor, keep_graph) for tensor in primals]
+        value = function(*leaves)
+        if not value.requires_grad:
+            return value, tuple(torch.zeros_like(leaf) for leaf in leaves)
+        grads = torch.autograd.grad(
+            value,
+            leaves,
+            torch.ones_like(value) if cotangent is None else cotangent,
+            create_graph=keep_graph,
+            materialize_grads=True,
+        )
+    return value if keep_graph else value.detach(), grads
