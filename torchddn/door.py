@@ -1,0 +1,233 @@
+"""The door: what a user passes becomes a checked batched problem with its start, or an error that helps.
+
+Everything here looks at shapes, types and graphs; the numbers themselves are read once, by the forward pass.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchddn._shapes import Layout, check_floating, flatten_tree, layout_of, tree_names
+from torchddn.derivatives import inside_transform
+from torchddn.errors import InvalidInputError
+from torchddn.problem import BatchedProblem, Problem, bind
+
+__all__ = ["START_WORDS", "Prepared", "flat_start", "prepare"]
+
+START_WORDS = ("auto", "item", "batch")
+
+
+class Prepared(NamedTuple):
+    """A checked call: the batched problem, its ``x`` (which ends with the start, ``(B, m)``), the dtype to return."""
+
+    problem: BatchedProblem
+    x: tuple[Tensor, ...]
+    dtype: torch.dtype
+
+
+def prepare(call: str, problem: Problem, inputs: tuple[Any, ...], start: str) -> Prepared:
+    """Returns the call made ready to solve.
+
+    Args:
+        call: Name that opens messages.
+        problem: As the user wrote it.
+        inputs: As the user passed them, trees of tensors with one leading batch axis.
+        start: How to read a start that was given as tensors, one of ``START_WORDS``.
+
+    Raises:
+        InvalidInputError: If anything about them does not fit.
+    """
+    _refuse_inequalities(call, problem)
+    leaves, _ = flatten_tree(call, "x", inputs)
+    size = _batch_size(call, inputs, leaves, problem)
+    batched, x = bind(call, problem, inputs, leaves, size)
+    names = tree_names("x", inputs) + ["a parameter of the problem"] * len(batched.placeholders)
+    if x:
+        check_floating(call, x, names)
+    dtype = x[0].dtype if x else torch.get_default_dtype()
+    if dtype.itemsize < 4:
+        x = tuple(tensor.float() for tensor in x)
+    x = tuple(tensor.clone() if tensor.is_inference() else tensor for tensor in x)
+    if not size:
+        # Shapes are all that an empty batch needs, and one made-up item shows them.
+        sample = tuple(t.new_ones(1, *t.shape[1:]) if b else t for t, b in zip(x, batched.batched, strict=True))
+        batched, _ = _with_start(batched.rebatched(1), sample, problem, start)
+        return Prepared(batched.rebatched(0), x, dtype)
+    batched, y_0 = _with_start(batched, x, problem, start)
+    return Prepared(batched, (*x, y_0), dtype)
+
+
+def _with_start(
+    batched: BatchedProblem, x: tuple[Tensor, ...], problem: Problem, start: str
+) -> tuple[BatchedProblem, Tensor]:
+    """The problem with its layout and its number of equalities, and the start ``(B, m)``."""
+    frozen = tuple(tensor.detach() for tensor in x)
+    with torch.no_grad():
+        layout, y_0 = _start(batched, frozen, problem, start)
+        if not layout.size:
+            raise InvalidInputError(f"`{batched.call}`: the decision `y` has no entries. Start it with at least one.")
+        batched = dataclasses.replace(batched, layout=layout)
+        p = batched.equality(y_0, frozen).shape[1] if batched.kind == "minimize" else 0
+    batched = dataclasses.replace(batched, p=p, batched=(*batched.batched, True))
+    _refuse_hidden_tensors(batched, y_0, (*frozen, y_0))
+    return batched, y_0
+
+
+def _start(batched: BatchedProblem, x: tuple[Tensor, ...], problem: Problem, start: str) -> tuple[Layout, Tensor]:
+    declared = problem.function("initial")
+    if declared is None:
+        if problem.function("solve") is None:
+            raise InvalidInputError(
+                f"`{batched.call}`: the problem needs `initial(*x)`, where solvers start and which gives `y` its "
+                f"shape, or its own `solve(*x)`."
+            )
+        if inside_transform():
+            raise InvalidInputError(
+                f"`{batched.call}`: inside a `torch.func` transform a problem with its own `solve` needs `initial` "
+                f"as well, since the shape of `y` must be known before solving."
+            )
+        return flat_start(batched, batched.solve(x))
+    if callable(declared):
+        return flat_start(batched, batched.initial(x))
+    return _given_start(batched, x, declared, start)
+
+
+def flat_start(batched: BatchedProblem, tree: Any) -> tuple[Layout, Tensor]:
+    """Layout and flat form of a start with batch axis that a function of the problem made."""
+    leaves = _start_leaves(batched.call, tree)
+    for leaf in leaves:
+        if leaf.dim() < 1 or leaf.shape[0] != batched.size:
+            raise InvalidInputError(
+                f"`{batched.call}`: what `solve` returns must have the batch axis, {batched.size} items first, got "
+                f"shape {tuple(leaf.shape)}."
+            )
+    layout = Layout(
+        pytree.tree_structure(tree), tuple(leaf.shape[1:] for leaf in leaves), sum(leaf[:1].numel() for leaf in leaves)
+    )
+    flat = layout.flatten(tree)
+    return layout, flat
+
+
+def _given_start(batched: BatchedProblem, x: tuple[Tensor, ...], tree: Any, start: str) -> tuple[Layout, Tensor]:
+    """Layout and flat form of a start that was given as tensors, of one item or of the batch."""
+    leaves = _start_leaves(batched.call, tree)
+    names = tree_names("y0", tree)
+    if x:
+        check_floating(batched.call, [x[0], *leaves], ["x", *names])
+    leaves = [leaf.detach() for leaf in leaves]
+    leaves = [leaf.float() if leaf.dtype.itemsize < 4 else leaf for leaf in leaves]
+    tree = pytree.tree_unflatten(leaves, pytree.tree_structure(tree))
+    may_be_batch = all(leaf.dim() > 0 and leaf.shape[0] == batched.size for leaf in leaves)
+    readings = {
+        "item": ["item"],
+        "batch": ["batch"],
+        "auto": _readings(leaves, batched) if may_be_batch else ["item"],
+    }[start]
+    if "batch" in readings and not may_be_batch:
+        raise InvalidInputError(
+            f"`{batched.call}`: a batch of starts needs {batched.size} items first, got shapes "
+            f"{[tuple(leaf.shape) for leaf in leaves]}. Pass one start per item, or `start='item'`."
+        )
+    for reading in readings[:-1]:
+        layout, flat = _read_start(batched, tree, reading)
+        if _fits(dataclasses.replace(batched, layout=layout), flat, x):
+            return layout, flat
+    return _read_start(batched, tree, readings[-1])
+
+
+def _readings(leaves: Sequence[Tensor], batched: BatchedProblem) -> list[str]:
+    if not batched.input_spec.num_leaves:
+        return ["batch"]
+    vectors = all(leaf.dim() == 1 for leaf in leaves)
+    preferred, other = ("item", "batch") if vectors else ("batch", "item")
+    return [preferred, other, preferred]  # if neither fits, the preferred one says what is wrong
+
+
+def _read_start(batched: BatchedProblem, tree: Any, reading: str) -> tuple[Layout, Tensor]:
+    if reading == "batch":
+        return flat_start(batched, tree)
+    layout = layout_of(tree)
+    flat = layout.flatten(pytree.tree_map(lambda leaf: leaf[None], tree))
+    return layout, flat.expand(batched.size, -1).contiguous()
+
+
+def _fits(batched: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> bool:
+    """Whether the functions of the problem accept ``y``."""
+    try:
+        _evaluate_all(batched, y, x)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return True
+
+
+def _evaluate_all(batched: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> list[Tensor]:
+    if batched.kind != "minimize":
+        return [batched.residual(y, x)]
+    return [batched.objective(y, x), batched.equality(y, x)]
+
+
+def _refuse_hidden_tensors(batched: BatchedProblem, y: Tensor, x: tuple[Tensor, ...]) -> None:
+    """Raises if a value depends on a differentiable tensor that is neither input nor found by ``capture``."""
+    with torch.enable_grad():
+        try:
+            values = _evaluate_all(batched, y, x)
+        except RuntimeError as error:
+            if "vmap" not in str(error) and "data-dependent" not in str(error):
+                raise
+            raise InvalidInputError(
+                f"`{batched.call}`: `torch.func.vmap` cannot batch a function of the problem ({error}). Replace "
+                f"branches on values by `torch.where`, or write the functions for a whole batch and set "
+                f"`batched = True` on the Problem."
+            ) from error
+    if torch.is_grad_enabled() and not inside_transform() and any(value.requires_grad for value in values):
+        raise InvalidInputError(
+            f"`{batched.call}`: a function of the problem uses a tensor that requires grad and is hidden in an object "
+            f"where it cannot be found, so it would get no gradient. Pass it as an input, make it a parameter of the "
+            f"Problem, or `.detach()` it."
+        )
+
+
+def _start_leaves(call: str, tree: Any) -> list[Tensor]:
+    leaves, _ = flatten_tree(call, "initial", tree)
+    if not leaves:
+        raise InvalidInputError(f"`{call}`: `initial` must be a tensor or a tree of tensors, got {tree!r}.")
+    check_floating(call, leaves, tree_names("initial", tree))
+    return leaves
+
+
+def _batch_size(call: str, inputs: tuple[Any, ...], leaves: Sequence[Tensor], problem: Problem) -> int:
+    names = tree_names("x", inputs)
+    for leaf, name in zip(leaves, names, strict=True):
+        if leaf.dim() == 0:
+            raise InvalidInputError(
+                f"`{call}`: `{name}` has no batch axis. Give it one with `.unsqueeze(0)`, or `.expand(B)` it if the "
+                f"items share it."
+            )
+        if leaf.shape[0] != leaves[0].shape[0]:
+            raise InvalidInputError(
+                f"`{call}`: all inputs must have the same batch size, got {leaves[0].shape[0]} for `{names[0]}` and "
+                f"{leaf.shape[0]} for `{name}`. Inputs that the items share belong in the problem, or `.expand` them."
+            )
+    if leaves:
+        return leaves[0].shape[0]
+    start = problem.function("initial")
+    given = [] if start is None or callable(start) else pytree.tree_leaves(start)
+    if not given or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in given):
+        raise InvalidInputError(
+            f"`{call}`: without inputs the batch size comes from the start: give it a leading batch axis."
+        )
+    return given[0].shape[0]
+
+
+def _refuse_inequalities(call: str, problem: Problem) -> None:
+    for name in ("inequality", "bounds"):
+        if problem.function(name) is not None:
+            raise InvalidInputError(
+                f"`{call}({name}=...)`: this version solves unconstrained and equality-constrained problems. Write "
+                f"the constraint as an equality with a slack variable, `g(y) + s**2 = 0`, or add a penalty to the "
+                f"objective."
+            )

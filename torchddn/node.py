@@ -1,0 +1,441 @@
+"""Nodes: a problem, a solver and an adjoint become a layer.
+
+A solver knows nothing of gradients and an adjoint nothing of solvers; this file introduces them to each other,
+checks what comes in at the door, and reports what went wrong.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchddn import optimality, solvers
+from torchddn.adjoint import Adjoint, Answer, Implicit
+from torchddn.diagnostics import Record, timed
+from torchddn.door import START_WORDS, flat_start, prepare
+from torchddn.errors import InvalidInputError
+from torchddn.implicit import Report
+from torchddn.problem import BatchedProblem, FixedPoint, Problem, Root
+from torchddn.status import Solution, Status, check_failure_policy, report_failures
+
+__all__ = ["DeclarativeNode", "argmin", "fixed_point", "root"]
+
+
+class DeclarativeNode(nn.Module):
+    r"""A layer whose output is the solution of an optimization problem.
+
+    ::
+
+        y(x) = argmin_y f(y, x)   subject to   h(y, x) = 0
+
+    Args:
+        problem: What the output must be, for one item.
+        solver: ``"auto"``, a name or an object of ``torchddn.solvers``. With ``"auto"``, a problem that has its
+            own ``solve`` is solved by it.
+        adjoint: How to differentiate: ``Implicit()`` unless said otherwise.
+        on_failure: ``"warn"`` of items that were not solved, ``"raise"``, set them to ``"nan"``, or ``"ignore"``.
+
+    Raises:
+        InvalidInputError: If an option is unknown; on a call, if the inputs do not fit (see :meth:`forward`).
+
+    Example:
+        >>> class SphereProjection(Problem):
+        ...     def objective(self, y, x):
+        ...         return 0.5 * (y - x).square().sum()
+        ...     def equality(self, y, x):
+        ...         return y.square().sum() - 1.0
+        ...     def initial(self, x):
+        ...         return x
+        >>> node = DeclarativeNode(SphereProjection())
+        >>> node(torch.tensor([[3.0, 4.0]]))
+        tensor([[0.6000, 0.8000]])
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        solver: Any = "auto",
+        adjoint: Adjoint | None = None,
+        on_failure: str = "warn",
+    ) -> None:
+        super().__init__()
+        if not isinstance(problem, Problem):
+            raise InvalidInputError(
+                f"`DeclarativeNode(problem=...)` must be a `torchddn.Problem` object, got {problem!r}. Functions "
+                f"become one with `Problem.from_functions`."
+            )
+        self.problem = problem
+        self.solver = _check_solver("DeclarativeNode", solver)
+        self.adjoint = _check_adjoint("DeclarativeNode", adjoint)
+        check_failure_policy("DeclarativeNode", on_failure)
+        self.on_failure = on_failure
+
+    @torch.compiler.disable
+    def forward(self, *x: Any) -> Any:
+        """Returns ``y``, differentiable in ``x`` and in the parameters of the problem.
+
+        Args:
+            *x: As the functions of the problem take them, each tensor with one leading batch axis ``(B, ...)``;
+                trees of tensors are allowed.
+
+        Returns:
+            The decision, structured as ``initial`` is, each tensor ``(B, ...)``.
+
+        Raises:
+            InvalidInputError: If a tensor is missing its batch axis, is integer or complex, differs in dtype,
+                device or batch size from the others, or if no item of it is finite.
+        """
+        return self.solve(*x).y
+
+    @torch.compiler.disable
+    def solve(self, *x: Any) -> Solution:
+        """Returns everything that is known about the solution; arguments as for :meth:`forward`."""
+        call = f"DeclarativeNode({type(self.problem).__name__})"
+        return _run(call, self.problem, x, self.solver, self.adjoint, self.on_failure, "auto")
+
+    def extra_repr(self) -> str:
+        """The options, for ``print(node)``."""
+        return f"solver={self.solver!r}, adjoint={self.adjoint!r}, on_failure={self.on_failure!r}"
+
+
+@torch.compiler.disable
+def argmin(
+    f: Callable[..., Tensor],
+    y0: Any,
+    *x: Any,
+    equality: Callable[..., Tensor] | None = None,
+    inequality: Callable[..., Tensor] | None = None,
+    bounds: Any = None,
+    solver: Any = "auto",
+    adjoint: Adjoint | None = None,
+    on_failure: str = "warn",
+    start: str = "auto",
+    solution: bool = False,
+) -> Any:
+    r"""Returns ``argmin_y f(y, *x)`` subject to ``equality(y, *x) = 0``, differentiable in ``x``.
+
+    The functional twin of :class:`DeclarativeNode`. Differentiable tensors and modules that the functions
+    close over receive gradients too.
+
+    Args:
+        f: Objective of ONE item: ``f(y, *x)`` is a scalar.
+        y0: Start: a tensor or tree of tensors with one item's shape, shared by the batch, or with a leading
+            batch axis.
+        *x: Inputs, each tensor with a leading batch axis.
+        equality: ``h(y, *x)``, a scalar or ``(p,)``.
+        inequality: Not solved by this version.
+        bounds: Not solved by this version.
+        solver: As for :class:`DeclarativeNode`.
+        adjoint: As for :class:`DeclarativeNode`.
+        on_failure: As for :class:`DeclarativeNode`.
+        start: Whether ``y0`` is one ``"item"``'s start or a ``"batch"`` of them. ``"auto"`` decides by shape;
+            where its first axis happens to equal the batch size, by which reading the functions accept, and if
+            they accept both, a vector is one item's start and anything else a batch.
+        solution: Return a :class:`Solution` instead of ``y``.
+
+    Raises:
+        InvalidInputError: As :class:`DeclarativeNode`.
+
+    Example:
+        >>> x = torch.tensor([[3.0], [4.0]], requires_grad=True)
+        >>> y = argmin(lambda y, x: ((y.square() - x).square()).sum(), torch.ones(1), x)
+        >>> torch.autograd.grad(y.sum(), x)[0]  # 1 / (2 sqrt(x))
+        tensor([[0.2887],
+                [0.2500]])
+    """
+    problem = _function_problem("argmin", f, equality, inequality, bounds, y0)
+    return _call("argmin", problem, x, solver, adjoint, on_failure, start, solution)
+
+
+@torch.compiler.disable
+def root(
+    F: Callable[..., Any],
+    y0: Any,
+    *x: Any,
+    solver: Any = "auto",
+    adjoint: Adjoint | None = None,
+    on_failure: str = "warn",
+    start: str = "auto",
+    solution: bool = False,
+) -> Any:
+    """Returns ``y`` with ``F(y, *x) = 0``, differentiable in ``x``.
+
+    Args:
+        F: Equations of ONE item, shaped and structured as ``y``.
+        y0: As for :func:`argmin`.
+        *x: As for :func:`argmin`.
+        solver: As for :func:`argmin`.
+        adjoint: As for :func:`argmin`.
+        on_failure: As for :func:`argmin`.
+        start: As for :func:`argmin`.
+        solution: As for :func:`argmin`.
+
+    Raises:
+        InvalidInputError: As :class:`DeclarativeNode`.
+
+    Gradients:
+        ``dy = -F_y^-1 F_x dx``. Where ``F_y`` is singular, as the adjoint says.
+
+    Example:
+        >>> root(lambda y, x: y**3 + y - x, torch.zeros(()), torch.tensor([2.0, 10.0]))
+        tensor([1.0000, 2.0000])
+    """
+    _check_function("root", "F", F)
+    return _call("root", Root(F, y0), x, solver, adjoint, on_failure, start, solution)
+
+
+@torch.compiler.disable
+def fixed_point(
+    T: Callable[..., Any],
+    y0: Any,
+    *x: Any,
+    solver: Any = "auto",
+    adjoint: Adjoint | None = None,
+    on_failure: str = "warn",
+    start: str = "auto",
+    solution: bool = False,
+) -> Any:
+    """Returns ``y`` with ``y = T(y, *x)``, differentiable in ``x`` and in the parameters of ``T``.
+
+    Args:
+        T: Map of ONE item, shaped and structured as ``y``; an ``nn.Module`` or any function.
+        y0: As for :func:`argmin`.
+        *x: As for :func:`argmin`.
+        solver: As for :func:`argmin`.
+        adjoint: As for :func:`argmin`.
+        on_failure: As for :func:`argmin`.
+        start: As for :func:`argmin`.
+        solution: As for :func:`argmin`.
+
+    Raises:
+        InvalidInputError: As :class:`DeclarativeNode`.
+
+    Gradients:
+        ``dy = (I - T_y)^-1 T_x dx``: exact whichever way the point was found.
+
+    Example:
+        >>> fixed_point(lambda y, x: torch.cos(y) * x, torch.zeros(()), torch.ones(1))
+        tensor([0.7391])
+
+    References:
+        Bai, Kolter, Koltun, Deep Equilibrium Models, 2019.
+    """
+    _check_function("fixed_point", "T", T)
+    return _call("fixed_point", FixedPoint(T, y0), x, solver, adjoint, on_failure, start, solution)
+
+
+def _call(
+    call: str,
+    problem: Problem,
+    x: tuple[Any, ...],
+    solver: Any,
+    adjoint: Adjoint | None,
+    on_failure: str,
+    start: str,
+    solution: bool,
+) -> Any:
+    if start not in START_WORDS:
+        raise InvalidInputError(f"`{call}(start=...)` must be 'auto', 'item' or 'batch', got {start!r}.")
+    check_failure_policy(call, on_failure)
+    solver, adjoint = _check_solver(call, solver), _check_adjoint(call, adjoint)
+    answer = _run(call, problem, x, solver, adjoint, on_failure, start)
+    return answer if solution else answer.y
+
+
+def _run(
+    call: str,
+    problem: Problem,
+    inputs: tuple[Any, ...],
+    solver: Any,
+    adjoint: Adjoint,
+    on_failure: str,
+    start: str,
+) -> Solution:
+    with _full_precision():
+        batched, x, dtype = prepare(call, problem, inputs, start)
+        forward = _Forward(call, on_failure, solver)
+        poison = on_failure == "nan"
+        answer = adjoint.answer(batched, forward, x, poison) if batched.size else _empty_answer(batched, x)
+        return _solution(batched, answer, forward, dtype)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Leaves autocast and inference mode: solvers need every digit, and their derivatives need autograd."""
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+class _Forward:
+    """The forward pass of one call: checks what is finite, solves, measures, reports."""
+
+    def __init__(self, call: str, on_failure: str, solver: Any) -> None:
+        self.call = call
+        self.on_failure = on_failure
+        self.solver = solver
+        self.all_sound = True
+        self.name = "none"
+
+    def solve(self, problem: BatchedProblem, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Report]:
+        """Answer, soundness and report; see ``implicit.Forward``."""
+        with torch.no_grad(), timed() as file:
+            sound = self._check_finite(problem, x)
+            mended = x if self.all_sound else problem.mend(x, sound)
+            y, nu, status, num_steps = self._answer(problem, mended)
+            measures = optimality.measure(problem, y, nu, mended)
+            status = torch.where(sound, status, int(Status.NON_FINITE))
+            measures = optimality.Measures(*(torch.where(sound, part, torch.nan) for part in measures))
+            sound = sound & y.isfinite().all(-1) & nu.isfinite().all(-1)
+            if self.on_failure == "nan":
+                sound = sound & (status == Status.CONVERGED)
+            y = torch.where(sound[:, None], y, torch.nan)
+            self.all_sound = self.all_sound and bool(sound.all())
+            report = Report(measures.objective, status, num_steps, measures.stationarity, measures.feasibility)
+            residual = torch.maximum(report.stationarity, report.feasibility)
+            report_failures(self.call, status, residual, self.on_failure)
+            file(lambda seconds: _record(self.call, self.name, report, residual, seconds))
+        return y, nu, sound, report
+
+    def unroll(
+        self, problem: BatchedProblem, x: Sequence[Tensor], y: Tensor | None, num_steps: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Differentiable steps; see ``implicit.Forward``."""
+        solver = self._chosen(problem)
+        if solver is None:
+            raise InvalidInputError(
+                f"`{self.call}(adjoint=...)`: the problem brings its own `solve`, whose steps are not known. Use "
+                f"`Implicit()`, or name a solver."
+            )
+        return solvers.unroll(solver, problem, x, x[-1] if y is None else y, num_steps)
+
+    def _chosen(self, problem: BatchedProblem) -> Any:
+        """The solver, or None for the problem's own."""
+        if self.solver == "auto" and problem.template.function("solve") is not None:
+            self.name = "solve"
+            return None
+        solver = solvers.choose(problem) if self.solver == "auto" else self.solver
+        self.name = type(solver).__name__
+        return solver
+
+    def _answer(self, problem: BatchedProblem, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        solver = self._chosen(problem)
+        y_0 = x[-1]
+        if solver is not None:
+            result = solvers.solve(solver, problem, x, y_0)
+            return result.y, result.nu, result.status, result.num_steps
+        y = y_0
+        if problem.template.function("initial") is not None:
+            layout, y = flat_start(problem, problem.solve(x))
+            if layout.shapes != problem.layout.shapes:
+                raise InvalidInputError(
+                    f"`{self.call}`: `solve` returned items of shapes {[tuple(s) for s in layout.shapes]}, `initial` "
+                    f"says {[tuple(s) for s in problem.layout.shapes]}."
+                )
+        nu = optimality.estimate_multipliers(problem, y, x)
+        return y, nu, optimality.check_answer(problem, y, nu, x), torch.zeros_like(y[:, 0], dtype=torch.int64)
+
+    def _check_finite(self, problem: BatchedProblem, x: Sequence[Tensor]) -> Tensor:
+        """Which items have finite inputs; raises if none has, or if something shared is not finite."""
+        sound = torch.ones(problem.size, dtype=torch.bool, device=x[-1].device)
+        shared = torch.ones((), dtype=torch.bool, device=x[-1].device)
+        given = x if problem.template.function("initial") is not None else x[:-1]  # else it is what `solve` found
+        for tensor, batched in zip(given, problem.batched, strict=False):
+            if batched:
+                sound = sound & tensor.isfinite().reshape(problem.size, -1).all(1)
+            else:
+                shared = shared & tensor.isfinite().all()
+        all_sound, any_sound, shared_sound = torch.stack([sound.all(), sound.any(), shared]).tolist()
+        if not shared_sound:
+            raise InvalidInputError(
+                f"`{self.call}`: a tensor that all items share (a parameter or a captured tensor) is not finite. "
+                f"Look for a diverged training step or an uninitialized parameter."
+            )
+        if not any_sound or (self.on_failure == "raise" and not all_sound):
+            items = torch.nonzero(~sound).flatten().tolist()
+            raise InvalidInputError(
+                f"`{self.call}`: the input or start of item{'s' * (len(items) > 1)} {', '.join(map(str, items[:8]))} "
+                f"is not finite (NaN or infinite). Filter such items, or mask their data."
+            )
+        self.all_sound = self.all_sound and all_sound
+        return sound
+
+
+def _empty_answer(batched: BatchedProblem, x: Sequence[Tensor]) -> Answer:
+    """No items: empty tensors that still hang on the graph of every input."""
+    anchor = sum(tensor.sum() * 0.0 for tensor in x)
+    like = x[0]
+    y = like.new_zeros(0, batched.m) + anchor
+    empty = like.new_zeros(0)
+    counts = torch.zeros(0, dtype=torch.int64, device=like.device)
+    return Answer(y, like.new_zeros(0, batched.p) + anchor, Report(empty, counts, counts, empty, empty))
+
+
+def _solution(batched: BatchedProblem, answer: Answer, forward: _Forward, dtype: torch.dtype) -> Solution:
+    y, nu, report = answer
+    return Solution(
+        y=batched.layout.unflatten(y.to(dtype)),
+        equality_multipliers=nu.to(dtype) if batched.template.function("equality") is not None else None,
+        inequality_multipliers=None,
+        lower_multipliers=None,
+        upper_multipliers=None,
+        objective=report.objective.to(dtype),
+        status=report.status,
+        num_steps=report.num_steps,
+        stationarity=report.stationarity.to(dtype),
+        feasibility=report.feasibility.to(dtype),
+        complementarity=torch.zeros_like(report.stationarity, dtype=dtype),
+        solver=forward.name,
+    )
+
+
+def _record(call: str, name: str, report: Report, residual: Tensor, seconds: float) -> Record:
+    codes, counts = report.status.unique(return_counts=True)
+    return Record(
+        call=call,
+        stage="forward",
+        method=name,
+        seconds=seconds,
+        num_items=len(report.status),
+        statuses={Status(code).name: count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)},
+        num_steps=int(report.num_steps.max()),
+        residual=float(residual.max()),
+        degenerate=(),
+    )
+
+
+def _function_problem(call: str, f: Any, equality: Any, inequality: Any, bounds: Any, y0: Any) -> Problem:
+    if f is not None:
+        _check_function(call, "f", f)
+    for name, function in (("equality", equality), ("inequality", inequality)):
+        if function is not None:
+            _check_function(call, name, function)
+    return Problem.from_functions(f, equality, inequality, bounds, y0)
+
+
+def _check_function(call: str, name: str, function: object) -> None:
+    if not callable(function):
+        raise InvalidInputError(f"`{call}({name}=...)` must be a function of (y, *x), got {function!r}.")
+
+
+def _check_solver(call: str, solver: Any) -> Any:
+    return solver if isinstance(solver, str) and solver == "auto" else solvers.get(solver)
+
+
+def _check_adjoint(call: str, adjoint: Any) -> Adjoint:
+    if adjoint is None:
+        return Implicit()
+    if isinstance(adjoint, type) or not hasattr(adjoint, "answer"):
+        raise InvalidInputError(
+            f"`{call}(adjoint=...)` must be an adjoint such as `torchddn.Implicit()`, `Unrolled()`, `OneStep()` or "
+            f"`IgnoreConstraints()`, got {adjoint!r}."
+        )
+    return adjoint
