@@ -1,0 +1,1 @@
+"""Benchmarks: accuracy beside time, against a named alternative, on the machine at hand."""

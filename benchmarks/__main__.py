@@ -1,0 +1,26 @@
+"""``python -m benchmarks [name ...]``: runs the named benchmarks, or all, and prints Markdown tables."""
+
+import sys
+
+import torch
+
+from benchmarks import derivatives, nodes
+from benchmarks.timing import machine
+
+BENCHMARKS = {"derivatives": derivatives.run, "nodes": nodes.run}
+
+
+def main(names: list[str]) -> None:
+    """Prints the tables of the benchmarks in ``names``."""
+    unknown = set(names) - BENCHMARKS.keys()
+    if unknown:
+        sys.exit(f"unknown benchmark {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    print(f"{machine()}\n")
+    for name in names or BENCHMARKS:
+        print(BENCHMARKS[name]())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
