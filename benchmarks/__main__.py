@@ -4,10 +4,10 @@ import sys
 
 import torch
 
-from benchmarks import derivatives, nodes
+from benchmarks import derivatives, nodes, peers
 from benchmarks.timing import machine
 
-BENCHMARKS = {"derivatives": derivatives.run, "nodes": nodes.run}
+BENCHMARKS = {"derivatives": derivatives.run, "nodes": nodes.run, "peers": peers.run}
 
 
 def main(names: list[str]) -> None:

@@ -51,6 +51,22 @@ def square_with_neighbors(y, x):
     return 0.5 * (y - x).square().sum() + 0.3 * (y[1:] - y[:-1]).square().sum()
 
 
+def test_a_jacobian_factors_each_system_once():
+    x = randn(4, 4, seed=2)
+    node = ddn.DeclarativeNode(CurvedAndFlat())
+    with ddn.diagnostics() as seen:
+        J = torch.func.jacrev(node)(x)
+    backward = [record for record in seen.records if record.stage == "backward"]
+    assert [record.num_items for record in backward] == [4]
+    rows = torch.stack([gradient_row(node, x, i) for i in range(4)])
+    torch.testing.assert_close(torch.stack([J[b, :, b] for b in range(4)]).transpose(0, 1), rows)
+
+
+def gradient_row(node, x, i):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(node(x)[:, i].sum(), x)[0]
+
+
 def flat_valley(y, x):
     return 0.5 * (y.sum() - x.sum()).square()
 

@@ -141,11 +141,10 @@ class ImplicitRoot(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], system: "_System", *x: Tensor) -> tuple[Any, Any]:
-        folded, x = system.fold(info.batch_size, in_dims[1:], x)
+        folded, x, unfold = system.fold(info.batch_size, in_dims[1:], x)
         outputs = ImplicitRoot.apply(folded, *x)
-        size = system.size
-        unfolded = tuple(out.reshape((info.batch_size, size, *out.shape[1:])) for out in outputs)
-        return unfolded, (0,) * len(outputs)
+        unfolded, out_dims = zip(*(unfold(out) for out in outputs), strict=True)
+        return unfolded, out_dims
 
 
 def _through_older_vmap(pull: Callable[[Tensor], tuple[Tensor, ...]], v: Tensor) -> tuple[Tensor, ...]:
@@ -175,6 +174,10 @@ def _moving_residual(
     return moved
 
 
+# An output of a folded system, with the mapped axis brought back, and where that axis is.
+Unfold = Callable[[Tensor], tuple[Tensor, int]]
+
+
 class _System(Protocol):
     """A residual ``R(z, x)`` with a way to its root and to its linearization."""
 
@@ -192,7 +195,7 @@ class _System(Protocol):
     def split(self, saved: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]: ...
     def fold(
         self, times: int, in_dims: Sequence[int | None], x: Sequence[Tensor]
-    ) -> tuple["_System", list[Tensor]]: ...
+    ) -> tuple["_System", list[Tensor], "Unfold"]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,16 +269,16 @@ class SolutionSystem:
 
     def fold(
         self, times: int, in_dims: Sequence[int | None], x: Sequence[Tensor]
-    ) -> tuple["SolutionSystem", list[Tensor]]:
-        tensors, batched = _fold(times, self.size, in_dims, x, self.problem.batched)
-        return dataclasses.replace(self, problem=self.problem.rebatched(times * self.size, batched)), tensors
+    ) -> tuple["SolutionSystem", list[Tensor], Unfold]:
+        tensors, batched, unfold = _fold(times, self.size, in_dims, x, self.problem.batched)
+        return dataclasses.replace(self, problem=self.problem.rebatched(times * self.size, batched)), tensors, unfold
 
 
 @dataclasses.dataclass(frozen=True)
 class _LinearSystem:
     """``u`` with ``K u = v`` (or ``K' u = v``) at a solution; its inputs are ``(v, z, *constants, *x)``.
 
-    Its residual ``K u - v`` is linear in ``u``, so that its own linearization is ``K`` again.
+    ``v`` is ``(B, s)``, or ``(B, s, k)`` for k right-hand sides. Its residual ``K u - v`` is linear in ``u``, so that its own linearization is ``K`` again.
     """
 
     base: SolutionSystem
@@ -291,7 +294,7 @@ class _LinearSystem:
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]:
         v, z, constants, x = self._unpack(x)
         sound = constants[0]
-        v = torch.where(sound[:, None], v, 0.0)
+        v = _where_sound(sound, v)
         base, options = self.base, self.base.options
         z, constants, x = base.mend(z, constants, x)  # now, so that K is a donor's K and not zero
         with timed() as file:
@@ -311,13 +314,15 @@ class _LinearSystem:
 
     def residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
         v, point, inner, x = self._unpack(x)
-        v = torch.where(inner[0][:, None], v, 0.0)
 
         def R(point: Tensor) -> Tensor:
             return self.base.residual(point, inner, x)
 
-        product = vjp(R, (point,), z)[0] if self._by_vjp else jvp(R, (point,), (z,))
-        return product - v
+        def K(u: Tensor) -> Tensor:
+            return vjp(R, (point,), u)[0] if self._by_vjp else jvp(R, (point,), (u,))
+
+        product = K(z) if z.dim() == 2 else torch.func.vmap(K, -1, -1)(z)
+        return product - _where_sound(inner[0], v)
 
     def solve_linear(
         self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], transpose: bool
@@ -333,12 +338,16 @@ class _LinearSystem:
 
     def fold(
         self, times: int, in_dims: Sequence[int | None], x: Sequence[Tensor]
-    ) -> tuple["_LinearSystem", list[Tensor]]:
+    ) -> tuple["_LinearSystem", list[Tensor], Unfold]:
+        if in_dims[0] is not None and all(dim is None for dim in in_dims[1:]):
+            # One matrix and many right-hand sides, as for a Jacobian: columns of v, and K is factored once.
+            v = x[0].movedim(in_dims[0], -1)
+            return self, [v.flatten(2), *x[1:]], lambda out: (out.reshape(v.shape), v.dim() - 1)
         own = 2 + self.base.num_constants
         batched = (True,) * own + self.base.problem.batched
-        tensors, batched = _fold(times, self.size, in_dims, x, batched)
+        tensors, batched, unfold = _fold(times, self.size, in_dims, x, batched)
         problem = self.base.problem.rebatched(times * self.size, batched[own:])
-        return dataclasses.replace(self, base=dataclasses.replace(self.base, problem=problem)), tensors
+        return dataclasses.replace(self, base=dataclasses.replace(self.base, problem=problem)), tensors, unfold
 
     @property
     def _by_vjp(self) -> bool:
@@ -368,9 +377,14 @@ class _LinearSystem:
         return (v, *self.base.split(saved))
 
 
+def _where_sound(sound: Tensor, v: Tensor) -> Tensor:
+    """``v`` with zeros for the items that are not sound."""
+    return torch.where(sound.reshape(-1, *[1] * (v.dim() - 1)), v, 0.0)
+
+
 def _fold(
     times: int, size: int, in_dims: Sequence[int | None], x: Sequence[Tensor], batched: Sequence[bool]
-) -> tuple[list[Tensor], tuple[bool, ...]]:
+) -> tuple[list[Tensor], tuple[bool, ...], Unfold]:
     """Merges an axis that ``torch.func.vmap`` maps into the batch axis; a mapped shared tensor becomes batched."""
     tensors, flags = [], []
     for tensor, dim, has_batch in zip(x, in_dims, batched, strict=True):
@@ -383,7 +397,7 @@ def _fold(
             tensor = tensor[:, None].expand(times, size, *tensor.shape[1:])
         tensors.append(tensor.reshape((times * size, *tensor.shape[2:])))
         flags.append(True)
-    return tensors, tuple(flags)
+    return tensors, tuple(flags), lambda out: (out.reshape((times, size, *out.shape[1:])), 0)
 
 
 def _report_degenerate(call: str, certified: Certified, sound: Tensor) -> None:
