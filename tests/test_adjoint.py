@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from problems import CurvedAndFlat, LinearOnEllipse, SmoothBowl, randn
+from test_known_answers import Sphere
 from torch.autograd import gradcheck
 
 import torchddn as ddn
-from problems import CurvedAndFlat, LinearOnEllipse, SmoothBowl, randn
-from test_known_answers import Sphere
 
 
 def gradient(node, *x, seed=9):

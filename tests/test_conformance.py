@@ -6,9 +6,8 @@ import pickle
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
-from torch.autograd import gradcheck, gradgradcheck
-
 from problems import ALL, Case
+from torch.autograd import gradcheck, gradgradcheck
 
 cases = pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from problems import randn
+
 from torchddn import derivatives
 from torchddn.derivatives import Linearization, gradient, hessian, jacobian, jvp, value_and_gradient, vjp
 

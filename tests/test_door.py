@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-
-import torchddn as ddn
 from problems import randn
 from test_known_answers import Sphere
+
+import torchddn as ddn
 
 
 def square(y, x):

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from problems import randn
 
 import torchddn as ddn
-from problems import randn
 
 
 def jacobian(node, x):

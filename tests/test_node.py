@@ -4,11 +4,11 @@ import threading
 
 import pytest
 import torch
+from problems import Curve, Matrix, SmoothBowl, randn
+from test_known_answers import Sphere
 from torch import nn
 
 import torchddn as ddn
-from problems import Curve, Matrix, SmoothBowl, randn
-from test_known_answers import Sphere
 
 
 def square(y, x):

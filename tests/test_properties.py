@@ -3,9 +3,9 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import ALL, CurvedAndFlat, LinearOnEllipse, SmoothBowl, randn
 
 import torchddn as ddn
-from problems import ALL, CurvedAndFlat, LinearOnEllipse, SmoothBowl, randn
 
 seeds = st.integers(0, 10**6)
 few = settings(max_examples=15, deadline=None, derandomize=True)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from problems import randn
+from test_known_answers import Sphere
 from torch import nn
 
 import torchddn as ddn
-from problems import randn
-from test_known_answers import Sphere
 
 
 def test_babylonian_square_root_with_a_declarative_backward_pass():

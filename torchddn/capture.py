@@ -12,9 +12,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 __all__ = ["is_live", "live_tensors", "rebuild"]
 
@@ -27,7 +27,7 @@ def is_live(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and (
         isinstance(tensor, nn.Parameter)
         or tensor.requires_grad
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or is_functorch_wrapped_tensor(tensor)
         or _has_tangent(tensor)
     )
 

@@ -13,6 +13,7 @@ it is not, since the tensors belong to a level of that transform, and ``torch.fu
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ ROWS_BUDGET = 2**16
 
 def inside_transform() -> bool:
     """Whether a ``torch.func`` transform (grad, vmap, jvp, ...) is running around this call."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._are_functorch_transforms_active()
 
 
 def _leaf(tensor: Tensor, keep_graph: bool) -> Tensor:
@@ -93,8 +94,8 @@ def jvp(function: Batched, primals: Sequence[Tensor], tangents: Sequence[Tensor 
 
     starts = tuple(primals[i] for i in moving)
     if inside_transform():
-        value, pull = torch.func.vjp(along, *starts)
-        _, push = torch.func.vjp(pull, torch.zeros_like(value))
+        value, pull = _functional_vjp(along, *starts)
+        _, push = _functional_vjp(pull, torch.zeros_like(value))
         return push(tuple(directions))[0]
     keep_graph = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -123,7 +124,7 @@ def jacobian(function: Batched, y: Tensor, work: int = 0) -> Tensor:
             taken in one pass, and so the memory.
     """
     if inside_transform():
-        value, pull = torch.func.vjp(function, y)
+        value, pull = _functional_vjp(function, y)
         rows = torch.func.vmap(lambda v: pull(v)[0])(_basis(value))
         return rows.movedim(0, 1)
     return Linearization(function, y, work).dense()
@@ -199,6 +200,11 @@ class Linearization:
         return torch.zeros_like(leaf) if product is None else product
 
 
+def _functional_vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[..., Any]]:
+    value, pull, *_ = torch.func.vjp(function, *primals)
+    return value, pull
+
+
 def _basis(value: Tensor) -> Tensor:
     """Unit cotangents ``(r, B, r)`` for a value ``(B, r)``."""
     num_items, num_rows = value.shape
@@ -208,7 +214,7 @@ def _basis(value: Tensor) -> Tensor:
 
 def _pull(function: Batched, primals: Sequence[Tensor], cotangent: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
     if inside_transform():
-        value, pull = torch.func.vjp(function, *primals)
+        value, pull = _functional_vjp(function, *primals)
         return value, pull(torch.ones_like(value) if cotangent is None else cotangent)
     keep_graph = torch.is_grad_enabled()
     with torch.enable_grad():

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 
 from torchddn import optimality
 from torchddn.derivatives import Linearization, gradient, jvp, vjp
@@ -141,8 +142,8 @@ class ImplicitRoot(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], system: "_System", *x: Tensor) -> tuple[Any, Any]:
-        folded, x, unfold = system.fold(info.batch_size, in_dims[1:], x)
-        outputs = ImplicitRoot.apply(folded, *x)
+        folded, tensors, unfold = system.fold(info.batch_size, in_dims[1:], x)
+        outputs = ImplicitRoot.apply(folded, *tensors)
         unfolded, out_dims = zip(*(unfold(out) for out in outputs), strict=True)
         return unfolded, out_dims
 
@@ -152,12 +153,13 @@ def _through_older_vmap(pull: Callable[[Tensor], tuple[Tensor, ...]], v: Tensor)
 
     That vmap hides the mapped axis in the tensor: take it out, map it with ``torch.func.vmap``, put it back.
     """
-    if not torch._C._functorch.is_legacy_batchedtensor(v):
+    if not is_legacy_batchedtensor(v):
         return pull(v)
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    grads = torch.func.vmap(pull)(torch._remove_batch_dim(v, level, 0, 0))
-    return tuple(torch._add_batch_dim(grad, 0, level) for grad in grads)
+    plain = torch._remove_batch_dim(v, level, 0, 0)  # pyright: ignore[reportPrivateImportUsage]
+    add = torch._add_batch_dim  # pyright: ignore[reportPrivateImportUsage]
+    return tuple(add(grad, 0, level) for grad in torch.func.vmap(pull)(plain))
 
 
 def _moving_residual(
@@ -278,7 +280,8 @@ class SolutionSystem:
 class _LinearSystem:
     """``u`` with ``K u = v`` (or ``K' u = v``) at a solution; its inputs are ``(v, z, *constants, *x)``.
 
-    ``v`` is ``(B, s)``, or ``(B, s, k)`` for k right-hand sides. Its residual ``K u - v`` is linear in ``u``, so that its own linearization is ``K`` again.
+    ``v`` is ``(B, s)``, or ``(B, s, k)`` for k right-hand sides. Its residual ``K u - v`` is linear in ``u``, so that
+    its own linearization is ``K`` again.
     """
 
     base: SolutionSystem

@@ -73,7 +73,7 @@ class DeclarativeNode(nn.Module):
         check_failure_policy("DeclarativeNode", on_failure)
         self.on_failure = on_failure
 
-    @torch.compiler.disable
+    @torch.compiler.disable()  # solvers loop until they are done: the network around the node is compiled
     def forward(self, *x: Any) -> Any:
         """Returns ``y``, differentiable in ``x`` and in the parameters of the problem.
 
@@ -88,11 +88,14 @@ class DeclarativeNode(nn.Module):
             InvalidInputError: If a tensor is missing its batch axis, is integer or complex, differs in dtype,
                 device or batch size from the others, or if no item of it is finite.
         """
-        return self.solve(*x).y
+        return self._run(x).y
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def solve(self, *x: Any) -> Solution:
         """Returns everything that is known about the solution; arguments as for :meth:`forward`."""
+        return self._run(x)
+
+    def _run(self, x: tuple[Any, ...]) -> Solution:
         call = f"DeclarativeNode({type(self.problem).__name__})"
         return _run(call, self.problem, x, self.solver, self.adjoint, self.on_failure, "auto")
 
@@ -101,7 +104,7 @@ class DeclarativeNode(nn.Module):
         return f"solver={self.solver!r}, adjoint={self.adjoint!r}, on_failure={self.on_failure!r}"
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def argmin(
     f: Callable[..., Tensor],
     y0: Any,
@@ -150,7 +153,7 @@ def argmin(
     return _call("argmin", problem, x, solver, adjoint, on_failure, start, solution)
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def root(
     F: Callable[..., Any],
     y0: Any,
@@ -187,7 +190,7 @@ def root(
     return _call("root", Root(F, y0), x, solver, adjoint, on_failure, start, solution)
 
 
-@torch.compiler.disable
+@torch.compiler.disable()
 def fixed_point(
     T: Callable[..., Any],
     y0: Any,

@@ -81,40 +81,38 @@ def check_answer(problem: BatchedProblem, y: Tensor, nu: Tensor, x: Sequence[Ten
     """
     tolerance = torch.finfo(y.dtype).eps ** (1 / 3)
     status = torch.zeros(y.shape[0], dtype=torch.int64, device=y.device)
-    if problem.kind != "minimize":
-        F = problem.residual(y, x)
-        (reach,) = vjp(lambda y: problem.residual(y, x), (y,), torch.ones_like(F))
-        poor = _largest(F) > tolerance * (1 + _largest(y)) * (1 + _largest(reach))
+    if problem.kind == "minimize":
+        poor = _is_not_stationary(problem, y, nu, x, tolerance) | _is_not_minimum(problem, y, nu, x)
         status = torch.where(poor, int(Status.STALLED), status)
+        status = torch.where(_is_infeasible(problem, y, x, tolerance), int(Status.INFEASIBLE), status)
     else:
-        f_y = gradient(lambda y: problem.objective(y, x), y)
-        pull = -f_y
-        if problem.p:
-            h, (pull,) = _constraint_pull(problem, y, nu, x)
-        (curved,) = vjp(lambda y: gradient(lambda y: lagrangian(problem, y, nu, x), y), (y,), y)
-        (spread,) = vjp(lambda y: gradient(lambda y: lagrangian(problem, y, nu, x), y), (y,), torch.ones_like(y))
-        scale = _largest(curved) + _largest(spread) + (_largest(pull) if problem.p else 0)
-        L_y = f_y + pull if problem.p else f_y
-        poor = _largest(L_y) > tolerance * scale
-        status = torch.where(poor | _is_not_minimum(problem, y, nu, x), int(Status.STALLED), status)
-        if problem.p:
-            status = torch.where(
-                _largest(h) > tolerance * (1 + _largest(y)) * _constraint_scale(problem, y, x),
-                int(Status.INFEASIBLE),
-                status,
-            )
+        status = torch.where(_is_no_root(problem, y, x, tolerance), int(Status.STALLED), status)
     return torch.where(y.isfinite().all(-1), status, int(Status.NON_FINITE))
 
 
-def _constraint_pull(
-    problem: BatchedProblem, y: Tensor, nu: Tensor, x: Sequence[Tensor]
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    return problem.equality(y, x), vjp(lambda y: problem.equality(y, x), (y,), nu)
+def _is_no_root(problem: BatchedProblem, y: Tensor, x: Sequence[Tensor], tolerance: float) -> Tensor:
+    F = problem.residual(y, x)
+    (slope,) = vjp(lambda y: problem.residual(y, x), (y,), torch.ones_like(F))
+    return _largest(F) > tolerance * (1 + _largest(y)) * (1 + _largest(slope))
 
 
-def _constraint_scale(problem: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> Tensor:
+def _is_not_stationary(problem: BatchedProblem, y: Tensor, nu: Tensor, x: Sequence[Tensor], tolerance: float) -> Tensor:
+    def L_y(y: Tensor) -> Tensor:
+        return gradient(lambda y: lagrangian(problem, y, nu, x), y)
+
+    # What L_y would be at another point as large as y, and the constraints' part of it, are its scale.
+    scale = sum(_largest(vjp(L_y, (y,), direction)[0]) for direction in (y, torch.ones_like(y)))
+    if problem.p:
+        scale = scale + _largest(vjp(lambda y: problem.equality(y, x), (y,), nu)[0])
+    return _largest(L_y(y)) > tolerance * scale
+
+
+def _is_infeasible(problem: BatchedProblem, y: Tensor, x: Sequence[Tensor], tolerance: float) -> Tensor:
+    if not problem.p:
+        return torch.zeros(y.shape[0], dtype=torch.bool, device=y.device)
     a = jacobian(lambda y: problem.equality(y, x), y, problem.work(x))
-    return a.abs().amax((1, 2)).clamp_min(torch.finfo(y.dtype).tiny)
+    steepness = a.abs().amax((1, 2)).clamp_min(torch.finfo(y.dtype).tiny)
+    return _largest(problem.equality(y, x)) > tolerance * (1 + _largest(y)) * steepness
 
 
 def _is_not_minimum(problem: BatchedProblem, y: Tensor, nu: Tensor, x: Sequence[Tensor]) -> Tensor:

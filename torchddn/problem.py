@@ -10,6 +10,7 @@ A :class:`BatchedProblem` is that problem bound to a batch: ``y`` is ``(B, m)``,
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -337,7 +338,7 @@ class BatchedProblem:
             return item(y, *x)
         in_dims = tuple(0 if batched else None for batched in self.batched)
         if y is None:
-            return torch.func.vmap(lambda *x: item(None, *x), in_dims)(*x)
+            return torch.func.vmap(functools.partial(item, None), in_dims)(*x)
         return torch.func.vmap(item, (0, *in_dims))(y, *x)
 
 

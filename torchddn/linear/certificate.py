@@ -13,7 +13,9 @@ The ladder, each rung only for the items that need it:
 
 An item leaves the ladder when its factorization is sound (it succeeded and the matrix is not singular to working
 precision) and its residual is small. Both are needed: a nearly singular LU returns a huge solution with a small
-residual.
+residual. The converse holds too: where the condition or the units are bad, rounding alone leaves a residual that no
+method makes small, and the solution is good all the same. So off the happy path an item is also certified by the
+bound ``|K^-1| |K u - v| / |u|`` of its error, in equilibrated units and with the factorization's ``|K^-1|``.
 """
 
 import functools
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from torchddn.errors import InvalidInputError, SingularError
 from torchddn.linear.auto import choose, get, name_of
-from torchddn.linear.direct import LU, Elementwise, LeastSquares, equilibrate
+from torchddn.linear.direct import LU, Elementwise, LeastSquares
 from torchddn.linear.krylov import GMRES, MINRES, Krylov
 from torchddn.linear.operators import (
     Dense,
@@ -52,8 +54,9 @@ class Certified(NamedTuple):
     Attributes:
         solution: ``u``, shaped as the right-hand side; NaN for an item whose matrix or right-hand side is not finite.
         residual: ``|K u - v| / |v|``, ``(B,)``, the largest over the right-hand sides.
-        certified: Whether ``u`` solves the system to tolerance, in the given units or after the rows are
-            equilibrated; of a singular system, its least-squares problem, ``(B,)``.
+        certified: Whether ``u`` solves the system to tolerance, by its residual (at most ``rtol``) or by the bound of
+            its error (at most 2e-5 in float64, 8e-3 in float32, for the default ``rtol``); of a singular system, its
+            least-squares problem, ``(B,)``.
         degenerate: Whether ``K`` has a null vector with a part in ``y``: the answer is one of many, ``(B,)``.
         singular: Whether ``K`` has a null vector at all; where not degenerate, only multipliers are not unique.
         method: Word of the solver that gave each item its answer, B of them.
@@ -99,6 +102,8 @@ def default_rtol(dtype: torch.dtype) -> float:
         >>> f"{default_rtol(torch.float64):.1e}"
         '4.1e-10'
     """
+    if dtype not in (torch.float32, torch.float64):
+        raise InvalidInputError(f"`default_rtol(dtype=...)` must be torch.float32 or torch.float64, got {dtype}.")
     return torch.finfo(dtype).eps ** 0.6
 
 
@@ -171,13 +176,14 @@ def solve_certified(
     truth = operator if apply is None else _truth(operator, apply)
     solver = get(linear) or choose(operator)
     if isinstance(operator, MatrixFree) and not isinstance(solver, Krylov):
-        operator = Dense(operator.dense(), operator.symmetric)  # once, and not again on each rung
+        operator = Dense(operator.dense(), operator.symmetric, m)  # once, and not again on each rung
         truth = operator if apply is None else truth
     # All that follows is linear in v: a size of about one keeps tiny gradients from underflowing in the norms.
     scale = _size(columns)
     system = _System(operator, truth, columns / scale, rtol, rcond, max_refinements)
-    last = solver if isinstance(solver, LeastSquares) else LeastSquares(rcond, m)
-    if solver is last:
+    last = LeastSquares(rcond, m)
+    if isinstance(solver, LeastSquares):
+        last = LeastSquares(solver.rcond if rcond is None else rcond, solver.primal_size or m)
         ladder = _Ladder(system, m)
     else:
         state, answer = _attempt(system, solver)
@@ -208,6 +214,7 @@ class _Ladder:
         self._residual = torch.full((B,), torch.nan, dtype=system.rhs.dtype, device=device)
         flags = torch.zeros(4, B, dtype=torch.bool, device=device)
         self._certified, self._sound, self._degenerate, self._singular = flags
+        self._bounded = torch.zeros_like(self._finite)
         self._num_refinements = torch.zeros(B, dtype=torch.int64, device=device)
         self._method = ["none"] * B
 
@@ -216,6 +223,7 @@ class _Ladder:
         answer = _refine(self._system, solver, state, answer, self._finite & answer.sound)
         items = self._finite.nonzero().flatten()
         self._take(items, _pick(answer, items), _certifies(self._system, answer)[items], name_of(solver))
+        self._bounded = _bounds(self._system, solver, state, answer)
 
     def descend(self, first: Solver, last: LeastSquares, on_singular: str, damping: float) -> None:
         """Goes down rung by rung with the items that are not certified."""
@@ -228,17 +236,11 @@ class _Ladder:
                 if type(solver) is not type(first):
                     self._rung(solver, self._system.truth.select(items), items)
             return
-        row = _row_scale(matrix)
-        given = isinstance(first, LeastSquares)
-        if agrees and not given:
-            # A badly scaled item has a large residual in the given units and may have a good answer all the same.
-            system = self._restrict(matrix, items)
-            u = self._u[items]
-            answer = _Answer(u, system.rhs - system.truth.matvec(u), self._sound[items], torch.zeros_like(items))
-            self._certified[items] = _certifies(system, answer, row)
-        if isinstance(matrix, Dense) and not given and not (agrees and isinstance(first, LU)):
-            self._rung(LU(), matrix, items, row)
-        self._decide(last, matrix, items, row, on_singular, damping)
+        if agrees:  # or else the bound of the first answer is one for another matrix
+            self._certified[items] = self._bounded[items]
+        if isinstance(matrix, Dense) and not isinstance(first, LeastSquares) and not (agrees and isinstance(first, LU)):
+            self._rung(LU(), matrix, items)
+        self._decide(last, matrix, items, on_singular, damping)
 
     def report(self, scale: Tensor, rhs: Tensor) -> Certified:
         return Certified(
@@ -251,8 +253,8 @@ class _Ladder:
             self._num_refinements,
         )
 
-    def _rung(self, solver: Solver, matrix: Operator, items: Tensor, row: Tensor | None = None) -> None:
-        """Tries ``solver`` on those ``items`` that are not certified; ``matrix`` and ``row`` are of ``items``."""
+    def _rung(self, solver: Solver, matrix: Operator, items: Tensor) -> None:
+        """Tries ``solver`` on those ``items``, of which ``matrix`` is, that are not certified."""
         rest = (~self._certified[items]).nonzero().flatten()
         if not rest.numel():
             return
@@ -260,16 +262,15 @@ class _Ladder:
         system = self._restrict(matrix, items)
         state, answer = _attempt(system, solver)
         answer = _refine(system, solver, state, answer, answer.sound)
-        self._take(items, answer, _certifies(system, answer, None if row is None else row[rest]), name_of(solver))
+        certified = _certifies(system, answer) | _bounds(system, solver, state, answer)
+        self._take(items, answer, certified, name_of(solver))
 
-    def _decide(
-        self, last: LeastSquares, matrix: Operator, items: Tensor, row: Tensor, on_singular: str, damping: float
-    ) -> None:
+    def _decide(self, last: LeastSquares, matrix: Operator, items: Tensor, on_singular: str, damping: float) -> None:
         """The last rung: which items are singular, and what they get."""
         rest = (~self._certified[items]).nonzero().flatten()
         if not rest.numel():
             return
-        items, matrix, row = items[rest], matrix.select(rest), row[rest]
+        items, matrix = items[rest], matrix.select(rest)
         solver = Elementwise(self._m) if isinstance(matrix, Diagonal) else last
         system = self._restrict(matrix, items)
         state, answer = _attempt(system, solver)
@@ -282,7 +283,8 @@ class _Ladder:
         found = degenerate.nonzero().flatten() if on_singular != "least_squares" else items[:0]
         if found.numel() and on_singular == "raise":
             raise SingularError(_complain(items[found], state.rank[found], matrix.size))
-        self._take(items, answer, _certifies(system, answer, row, reachable), name_of(solver), always=singular)
+        certified = _certifies(system, answer, reachable) | _bounds(system, solver, state, answer, reachable)
+        self._take(items, answer, certified, name_of(solver), always=singular)
         self._singular[items], self._degenerate[items] = singular, degenerate
         if found.numel():
             items = items[found]
@@ -314,7 +316,7 @@ class _Ladder:
         affordable = items.numel() * operator.size**2 <= _DENSE_NUMBERS
         believed = operator.select(items) if affordable or isinstance(operator, Diagonal) else None
         if believed is not None and not isinstance(believed, Diagonal):
-            believed = _dense(believed.dense(), operator.symmetric)
+            believed = _dense(believed.dense(), operator.symmetric, self._m)
         if truth is operator or believed is None:
             return believed, True
         # One product with a generic vector tells the believed matrix from another one, entry by entry up to the
@@ -324,7 +326,7 @@ class _Ladder:
         rounding = torch.finfo(z.dtype).eps ** 0.5 * entries.matvec(z.abs())
         if bool(((believed.matvec(z) - self._K_z[items]).abs() <= rounding).all()):
             return believed, True
-        return (_dense(truth.dense()[items], operator.symmetric) if affordable else None), False
+        return (_dense(truth.dense()[items], operator.symmetric, self._m) if affordable else None), False
 
 
 def _attempt(system: _System, solver: Solver) -> tuple[Any, _Answer]:
@@ -366,19 +368,22 @@ def _refine(
     return _Answer(u, r, sound, num_refinements)
 
 
-def _certifies(
+def _certifies(system: _System, answer: _Answer, reachable: Callable[[Tensor], Tensor] = lambda r: r) -> Tensor:
+    """Which items are solved to tolerance by their residual."""
+    return answer.sound & (_relative(reachable(answer.r), system.rhs) <= system.rtol)
+
+
+def _bounds(
     system: _System,
+    solver: Solver,
+    state: Any,
     answer: _Answer,
-    row: Tensor | None = None,
     reachable: Callable[[Tensor], Tensor] = lambda r: r,
 ) -> Tensor:
-    """Which items are solved to tolerance, in the given units or in those where the rows of ``K`` are about one."""
-    r = reachable(answer.r)
-    small = _relative(r, system.rhs) <= system.rtol
-    if row is not None:
-        row = row.unsqueeze(-1)
-        small = small | (_relative(row * r, row * system.rhs) <= system.rtol)
-    return answer.sound & small
+    """Which items are solved to tolerance by the bound of their error, if ``state`` is of the true matrix."""
+    # Of the default rtol the root: five digits of the answer in float64. A smaller rtol asks for more in proportion.
+    tolerance = min(system.rtol**0.5, system.rtol / default_rtol(answer.u.dtype) ** 0.5)
+    return answer.sound & (solver.error(state, answer.u, reachable(answer.r)) <= tolerance)
 
 
 def _relative(r: Tensor, rhs: Tensor) -> Tensor:
@@ -428,18 +433,12 @@ def _truth(operator: Operator, apply: Operator | Callable[[Tensor], Tensor]) -> 
     )
 
 
-def _dense(matrix: Tensor, symmetric: bool) -> Dense:
+def _dense(matrix: Tensor, symmetric: bool, m: int) -> Dense:
     """The matrices, and whether they are as symmetric as they were believed to be, up to rounding."""
     if symmetric:
         difference = (matrix - matrix.mT).abs().amax((1, 2))
         symmetric = not bool((difference > torch.finfo(matrix.dtype).eps ** 0.5 * matrix.abs().amax((1, 2))).any())
-    return Dense(matrix, symmetric)
-
-
-def _row_scale(matrix: Operator) -> Tensor:
-    if isinstance(matrix, Diagonal):
-        return torch.where(matrix.d == 0, 1, matrix.d).abs().reciprocal()
-    return equilibrate(matrix.dense(), matrix.symmetric)[0]
+    return Dense(matrix, symmetric, m)
 
 
 def _damped(matrix: Operator, damping: float, m: int) -> Operator:
@@ -452,7 +451,7 @@ def _damped(matrix: Operator, damping: float, m: int) -> Operator:
     damped = matrix.dense().clone()
     scale = damped[:, :m, :m].abs().amax((1, 2)).unsqueeze(1)
     damped.diagonal(dim1=1, dim2=2)[:, :m] += damping * torch.where(scale == 0, 1, scale)
-    return Dense(damped, matrix.symmetric)
+    return Dense(damped, matrix.symmetric, m)
 
 
 def _complain(items: Tensor, rank: Tensor, size: int) -> str:

@@ -148,6 +148,9 @@ class Cholesky(Solver):
     def sound(self, state: CholeskyState) -> Tensor:
         return state.ok & (state.rcond > _unit(state.scale, _DOUBTFUL))
 
+    def error(self, state: CholeskyState, u: Tensor, r: Tensor) -> Tensor:
+        return _error(state.scale, state.scale, state.rcond, u, r)
+
 
 @dataclasses.dataclass(frozen=True)
 class LU(Solver):
@@ -165,7 +168,7 @@ class LU(Solver):
     def init(self, operator: Operator) -> LUState:
         check_operator("LU.init(operator=...)", operator)
         matrix = operator.dense()
-        row, col = equilibrate(matrix, operator.symmetric)
+        row, col = equilibrate(matrix, operator.symmetric, operator.primal_size)
         scaled = _scaled(matrix, row, col)
         factor, pivots, info = _lu_factor(scaled)
         rcond = _estimate_rcond(
@@ -184,6 +187,10 @@ class LU(Solver):
 
     def sound(self, state: LUState) -> Tensor:
         return state.ok & (state.rcond > _unit(state.row, _DOUBTFUL))
+
+    def error(self, state: LUState, u: Tensor, r: Tensor) -> Tensor:
+        row, col = (state.col, state.row) if state.transposed else (state.row, state.col)
+        return _error(row, col, state.rcond, u, r)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +279,8 @@ class SchurComplement(Solver):
         if operator.active is not None:
             complement.diagonal(dim1=1, dim2=2).add_(~operator.active)
         S = _cholesky(complement)
+        sizes = operator.H.d.abs() if isinstance(operator.H, Diagonal) else operator.H.dense().diagonal(dim1=1, dim2=2)
+        sound = sound & _exceeds_rounding(sizes.amax(1), operator.A)
         rcond = S.rcond if isinstance(H, ElementwiseState) else torch.minimum(H.rcond, S.rcond)
         return SchurState(H, S, operator.A, inverse_H_A, sound & S.ok, rcond)
 
@@ -342,7 +351,7 @@ class LeastSquares(Solver):
         check_count("LeastSquares(primal_size=...)", m, most=operator.size)
         matrix = operator.dense()
         # eigh and svd raise for NaN on CPU: give those items zeros, and back the NaN in `inverse`.
-        row, col = equilibrate(matrix, operator.symmetric)
+        row, col = equilibrate(matrix, operator.symmetric, m)
         scaled = _scaled(matrix, row, col)
         finite = _finite(scaled)
         scaled = torch.where(finite[:, None, None], scaled, 0)
@@ -394,18 +403,25 @@ class LeastSquares(Solver):
     def sound(self, state: LeastSquaresState) -> Tensor:
         return state.ok
 
+    def error(self, state: LeastSquaresState, u: Tensor, r: Tensor) -> Tensor:
+        return _error(state.row, state.col, state.inverse.abs().amax(1).reciprocal(), u, r)
+
     def project(self, state: LeastSquaresState, rhs: Tensor) -> Tensor:
         """``rhs`` without the part that no ``u`` reaches: ``(I - Q^T) rhs``."""
         columns = _columns("LeastSquares.project", state.row, rhs)
         return (columns - state.left_dual @ (state.left_null.mT @ columns)).view_as(rhs)
 
 
-def equilibrate(matrix: Tensor, symmetric: bool = False) -> tuple[Tensor, Tensor]:
+def equilibrate(matrix: Tensor, symmetric: bool = False, primal_size: int | None = None) -> tuple[Tensor, Tensor]:
     """Powers of two ``row`` and ``col``, ``(B, s)``, that bring the rows and columns of ``matrix`` to about one.
 
     The largest entry of each row and then of each column is made one; a symmetric matrix gets the geometric mean
     of both, which keeps it symmetric (as Duff and Pralet do), and one step of Ruiz's iteration after it. A row of
     zeros keeps its scale.
+
+    Rows of one do not settle the scale of a saddle matrix: a small ``H`` may drown in a large ``A``, and with it
+    what is known of ``y``. So where ``primal_size < s`` the units of ``y`` come from ``H`` and those of the
+    multipliers from ``A`` in these units, unless all of ``H`` is but the rounding of numbers of the size of ``A``.
 
     Example:
         >>> equilibrate(torch.tensor([[[1e8, 1.0], [1.0, 0.0]]]), symmetric=True)[0]
@@ -414,16 +430,45 @@ def equilibrate(matrix: Tensor, symmetric: bool = False) -> tuple[Tensor, Tensor
     check_tensor("equilibrate(matrix=...)", matrix, "(B, s, s)", 3)
     check_flag("equilibrate(symmetric=...)", symmetric)
     entries = matrix.abs()
+    if symmetric:
+        m = matrix.shape[1] if primal_size is None else primal_size
+        check_count("equilibrate(primal_size=...)", m, most=matrix.shape[1])
+        saddle = m < matrix.shape[1]
+        scale = _saddle_scale(entries[:, :m, :m], entries[:, m:, :m]) if saddle else _symmetric_scale(entries)
+        scale = _power_of_two(scale)
+        return scale, scale
     row = _reciprocal(entries.amax(2))
     entries *= row.unsqueeze(2)  # in place: fresh memory of this size costs more than the product
-    col = _reciprocal(entries.amax(1))
-    if not symmetric:
-        return _power_of_two(row), _power_of_two(col)
-    scale = (row * col).sqrt()
-    entries *= scale.unsqueeze(1)
-    largest = entries.amax(2) / row * scale
-    scale = _power_of_two(scale * torch.where(largest > 0, largest, 1).rsqrt())
-    return scale, scale
+    return _power_of_two(row), _power_of_two(_reciprocal(entries.amax(1)))
+
+
+def _symmetric_scale(entries: Tensor) -> Tensor:
+    row = _reciprocal(entries.amax(2))
+    scaled = entries * row.unsqueeze(2)
+    scale = (row * _reciprocal(scaled.amax(1))).sqrt()
+    scaled *= scale.unsqueeze(1)
+    largest = scaled.amax(2) / row * scale
+    return scale * torch.where(largest > 0, largest, 1).rsqrt()
+
+
+def _saddle_scale(H: Tensor, A: Tensor) -> Tensor:
+    """The scale of ``[[H, A^T], [A, 0]]`` from the moduli of its blocks."""
+    row_A = A.amax(2)
+    size_A = row_A.amax(1, keepdim=True)
+    known = (H.amax(2) > 0) & _exceeds_rounding(H.amax((1, 2)), A).unsqueeze(1)
+    y = torch.where(known, _symmetric_scale(H), 0)
+    # A variable that H does not contain gets its unit from the constraints, and these from the other variables in
+    # them; where there are none, H is rounding or zero and the same power of A on both sides keeps it so.
+    mu = _reciprocal((A * y.unsqueeze(1)).amax(2), otherwise=0)
+    mu = torch.where(mu > 0, mu, _reciprocal(row_A) * size_A.sqrt())
+    y = torch.where(known, y, _reciprocal((A * mu.unsqueeze(2)).amax(1)))
+    return torch.cat([y, _reciprocal((A * y.unsqueeze(1)).amax(2))], dim=1)
+
+
+def _exceeds_rounding(size_H: Tensor, A: Tensor) -> Tensor:
+    """Whether ``H``, with entries up to ``size_H``, is more than the rounding of numbers of the size of ``A``."""
+    p, m = A.shape[1:]
+    return size_H > _CUTOFF * max(m + p, 10) * torch.finfo(A.dtype).eps * (A.abs().amax((1, 2)) if p else 0)
 
 
 def _split(vectors: Tensor, null: Tensor, scale: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -528,6 +573,12 @@ def _estimate_rcond(
     return torch.linalg.vector_norm(solve_transposed(w), dim=(1, 2)).reciprocal()
 
 
+def _error(row: Tensor, col: Tensor, rcond: Tensor, u: Tensor, r: Tensor) -> Tensor:
+    size_r = torch.linalg.vector_norm(row.unsqueeze(-1) * r, dim=1)
+    size_u = torch.linalg.vector_norm(u / col.unsqueeze(-1), dim=1)
+    return torch.where(size_r == 0, 0, size_r / (rcond.unsqueeze(-1) * size_u)).amax(1)
+
+
 def _unit(like: Tensor, factor: float) -> float:
     """``factor`` times the rounding of a sum over the size, the last axis of ``like``."""
     return factor * max(like.shape[-1], 10) * torch.finfo(like.dtype).eps
@@ -552,8 +603,8 @@ def _finite(matrix: Tensor) -> Tensor:
     return matrix.sum((1, 2)).isfinite()
 
 
-def _reciprocal(size: Tensor) -> Tensor:
-    return torch.where((size > 0) & size.isfinite(), size.reciprocal(), 1)
+def _reciprocal(size: Tensor, otherwise: float = 1) -> Tensor:
+    return torch.where((size > 0) & size.isfinite(), size.reciprocal(), otherwise)
 
 
 def _columns(call: str, like: Tensor, rhs: Tensor) -> Tensor:

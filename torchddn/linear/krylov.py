@@ -49,7 +49,7 @@ class KrylovSolution(NamedTuple):
         converged: The stopping test was met by the residual that the method tracks.
         broken: The method cannot go on: CG met a direction without positive curvature, MINRES or GMRES found that
             no solution exists in the space it builds, or a number is not finite. Neither is set at ``max_steps``.
-        num_steps: Products with ``K``.
+        num_steps: Steps, of one product with ``K`` each; a restart of GMRES takes one more.
         residual: ``|v - K u|`` as the method tracks it.
     """
 
@@ -67,7 +67,7 @@ class Krylov(Solver):
     Args:
         rtol: Relative to ``|v|``; ``eps ** 0.75`` unless given (2e-12 in float64, 6e-6 in float32).
         atol: Absolute.
-        max_steps: Products with ``K`` at most; ``5 s``, and at least 20, unless given.
+        max_steps: Steps at most; ``5 s``, and at least 20, unless given.
         preconditioner: A function that maps ``(B, s)`` to about ``K^-1`` of it. For CG and MINRES it must be
             symmetric positive definite. The same function serves the transposed system.
 

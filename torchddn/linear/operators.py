@@ -73,25 +73,33 @@ class Dense(Operator):
         matrix: ``(B, s, s)``.
         symmetric: Promise that each matrix equals its transpose. Trusted: a broken promise costs time in
             :func:`solve_certified`, never correctness.
+        primal_size: Length of the block of decisions, ``s`` unless given.
 
     Raises:
-        InvalidInputError: ``matrix`` is not a float32 or float64 tensor ``(B, s, s)`` with ``s >= 1``.
+        InvalidInputError: ``matrix`` is not a float32 or float64 tensor ``(B, s, s)`` with ``s >= 1``, or
+            ``primal_size`` not from 1 to ``s``.
 
     Example:
         >>> Dense(torch.tensor([[[2.0, 1.0], [0.0, 3.0]]])).rmatvec(torch.ones(1, 2))
         tensor([[2., 4.]])
     """
 
-    def __init__(self, matrix: Tensor, symmetric: bool = False) -> None:
+    def __init__(self, matrix: Tensor, symmetric: bool = False, primal_size: int | None = None) -> None:
         check_tensor("Dense(matrix=...)", matrix, "(B, s, s)", 3)
         if matrix.shape[1] != matrix.shape[2] or matrix.shape[1] == 0:
             raise InvalidInputError(
                 f"`Dense(matrix=...)` must have square items, shaped (B, s, s) with s >= 1, got {tuple(matrix.shape)}."
             )
         check_flag("Dense(symmetric=...)", symmetric)
-        self.matrix, self.symmetric = matrix, symmetric
         self.batch, self.size = matrix.shape[:2]
+        if primal_size is not None:
+            check_count("Dense(primal_size=...)", primal_size, most=self.size)
+        self.matrix, self.symmetric, self._primal_size = matrix, symmetric, primal_size
         self.dtype, self.device = matrix.dtype, matrix.device
+
+    @property
+    def primal_size(self) -> int:
+        return self.size if self._primal_size is None else self._primal_size
 
     def matvec(self, u: Tensor) -> Tensor:
         return _multiply(self.matrix, check_vectors("Dense.matvec(u=...)", self, u))
@@ -103,10 +111,10 @@ class Dense(Operator):
         return self.matrix
 
     def transpose(self) -> "Dense":
-        return self if self.symmetric else Dense(self.matrix.mT)
+        return self if self.symmetric else Dense(self.matrix.mT, primal_size=self._primal_size)
 
     def select(self, items: Tensor) -> "Dense":
-        return Dense(self.matrix[items], self.symmetric)
+        return Dense(self.matrix[items], self.symmetric, self._primal_size)
 
 
 class Diagonal(Operator):

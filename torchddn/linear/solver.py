@@ -3,6 +3,7 @@
 import abc
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchddn.linear.operators import Operator
@@ -33,3 +34,11 @@ class Solver(abc.ABC):
     @abc.abstractmethod
     def sound(self, state: Any) -> Tensor:
         """Which items may be trusted, boolean ``(B,)``: factored, and not singular to working precision."""
+
+    def error(self, state: Any, u: Tensor, r: Tensor) -> Tensor:
+        """A bound of the relative error of ``u`` with remainder ``r = rhs - K u``, ``(B, s, k)`` both.
+
+        ``|K^-1| |r| / |u|`` in the units of the equilibrated matrix, the largest over the columns, ``(B,)``;
+        infinite where the solver knows nothing of ``|K^-1|``.
+        """
+        return torch.full_like(u[:, 0, 0], torch.inf)
