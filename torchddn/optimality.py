@@ -19,7 +19,15 @@ from torchddn.linear import Dense, LeastSquares
 from torchddn.problem import BatchedProblem
 from torchddn.status import Status
 
-__all__ = ["Measures", "check_answer", "estimate_multipliers", "lagrangian", "measure", "residual"]
+__all__ = [
+    "Measures",
+    "check_answer",
+    "estimate_multipliers",
+    "is_irregular",
+    "lagrangian",
+    "measure",
+    "residual",
+]
 
 # Largest m for which the second-order condition of a user's own answer is checked: it needs the dense Hessian.
 SECOND_ORDER_LIMIT = 64
@@ -71,6 +79,32 @@ def estimate_multipliers(problem: BatchedProblem, y: Tensor, x: Sequence[Tensor]
     state = solver.init(Dense(a @ a.mT, symmetric=True))
     nu = -solver.solve(state, _apply(a, f_y))
     return nu - solver.solve(state, _apply(a, f_y + _apply(a.mT, nu)))
+
+
+def is_irregular(problem: BatchedProblem, y: Tensor, nu: Tensor, x: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """Whether the constraints lose their gradient at ``y`` as far as can be told in this precision, ``(B,)``.
+
+    At such a point (a circle of radius zero) the multipliers, and with them every gradient, are meaningless
+    although a solver that comes close to it sees nothing wrong. The test: moving ``y`` by the smallest distance that
+    matters, ``eps^(1/2) scale``, changes ``h_y' nu`` by more than all of it.
+
+    Args:
+        problem: The batched problem.
+        y: A solution, ``(B, m)``.
+        nu: Its multipliers, ``(B, p)``.
+        x: Inputs.
+        scale: Size of ``y`` and of what a solver passed on its way, ``(B,)``.
+    """
+    if not problem.p:
+        return torch.zeros(y.shape[0], dtype=torch.bool, device=y.device)
+
+    def pull(y: Tensor) -> Tensor:
+        return vjp(lambda y: problem.equality(y, x), (y,), nu)[0]
+
+    # No symmetry of a problem makes this direction special: multiples of the golden ratio.
+    step = (torch.arange(1, problem.m + 1, device=y.device) * 0.6180339887498949).frac().to(y) - 0.5
+    (bend,) = vjp(pull, (y,), step.expand_as(y) / step.norm())
+    return _largest(bend) * torch.finfo(y.dtype).eps ** 0.5 * scale > _largest(pull(y))
 
 
 def check_answer(problem: BatchedProblem, y: Tensor, nu: Tensor, x: Sequence[Tensor]) -> Tensor:
