@@ -1,0 +1,36 @@
+"""What every test gets: a device, a seed, one thread, and float64 when it asks."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the tests that use `device` run: cpu, cuda, ...")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of ``pytest --device``."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def randn(device: torch.device) -> Callable[..., Tensor]:
+    """``torch.randn`` in float64 on the device."""
+
+    def make(*size: int, requires_grad: bool = False) -> Tensor:
+        return torch.randn(*size, dtype=torch.float64, device=device, requires_grad=requires_grad)
+
+    return make

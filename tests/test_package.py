@@ -1,0 +1,69 @@
+"""The package as pip and import see it."""
+
+import importlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import torchddn
+
+NAMESPACES = [
+    "torchddn",
+    "torchddn.functional",
+    "torchddn.nn",
+    "torchddn.solvers",
+    "torchddn.linear",
+    "torchddn.models",
+]
+
+# Python takes None for "not installed", whoever asks: an import statement or `importlib.util.find_spec`.
+WITHOUT_EXTRAS = """
+import importlib, pkgutil, sys
+
+sys.modules.update(dict.fromkeys({extras!r}))
+import torchddn
+"""
+
+
+def without_extras(code: str) -> subprocess.CompletedProcess[str]:
+    modules = {"scikit-learn": "sklearn", "import-linter": "importlinter"}
+    requirements = importlib.metadata.requires("torchddn") or []
+    names = {re.split(r"[\[<>=!~ ;]", line)[0] for line in requirements if "extra ==" in line}
+    extras = {modules.get(name, name.replace("-", "_")) for name in names - {"torchddn"}}
+    assert {"sklearn", "scipy", "matplotlib", "typer"} <= extras
+    program = WITHOUT_EXTRAS.format(extras=extras) + textwrap.dedent(code)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+
+def test_core_needs_only_torch_and_numpy():
+    result = without_extras("""
+        for module in pkgutil.walk_packages(torchddn.__path__, "torchddn."):
+            if module.name.split(".")[1] not in ("datasets", "experiments", "plotting"):
+                importlib.import_module(module.name)
+        print("imported")
+    """)
+    assert result.stdout == "imported\n", result.stderr
+
+
+@pytest.mark.parametrize("module", ["torchddn.datasets", "torchddn.experiments.cli"])
+def test_missing_extra_is_named(module):
+    result = without_extras(f"import {module}")
+    assert result.returncode == 1
+    message = result.stderr.strip().splitlines()[-1]
+    assert message.startswith("ImportError: `torchddn.")
+    assert "pip install 'torchddn[experiments]'" in message
+
+
+def test_version_is_that_of_the_installed_package():
+    assert importlib.metadata.version("torchddn") == torchddn.__version__
+
+
+@pytest.mark.parametrize("name", NAMESPACES)
+def test_public_names_are_unique_and_importable(name):
+    namespace = importlib.import_module(name)
+    assert len(set(namespace.__all__)) == len(namespace.__all__)
+    assert [public for public in namespace.__all__ if not hasattr(namespace, public)] == []
