@@ -1,0 +1,201 @@
+"""The one loop in which every solver runs, and what a solver must be able to do.
+
+A solver is four short methods. ``init`` makes the state, ``step`` moves every item, ``status`` judges every item,
+``finish`` hands back the answer and the multipliers. The state is a ``NamedTuple`` of tensors whose first axis is
+the batch (or of such tuples). The loop freezes the items that have stopped, counts, and stops, so that no solver
+writes a mask; it waits for the device once per step, to see whether an item still runs.
+
+A *composite* (:class:`torchddn.solvers.MultiStart`, ``WarmStart``, ``SciPy``) runs other solvers, or a library,
+instead: it has one method ``run`` and is handed the loop.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from torchddn.derivatives import inside_transform
+from torchddn.problem import BatchedProblem
+from torchddn.status import Status
+
+__all__ = ["RUNNING", "Composite", "Result", "Solver", "freeze", "is_differentiated", "is_solver", "solve", "unroll"]
+
+RUNNING = -1
+
+State = Any
+Inputs = Sequence[Tensor]
+_Tree = TypeVar("_Tree")
+
+
+class Result(NamedTuple):
+    """What a solve returns."""
+
+    y: Tensor  # (B, m)
+    nu: Tensor  # (B, p): multipliers of L = f + nu.h
+    status: Tensor  # (B,) of Status
+    num_steps: Tensor  # (B,)
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """An iterative method, in four methods and a check at the door."""
+
+    @property
+    def max_steps(self) -> int:
+        """Most steps for an item."""
+        ...
+
+    def check(self, problem: BatchedProblem) -> None:
+        """Raises InvalidInputError, naming a solver that can, if this one cannot solve the problem."""
+        ...
+
+    def init(self, problem: BatchedProblem, x: Inputs, y: Tensor) -> State:
+        """The state at the start ``y``, ``(B, m)``."""
+        ...
+
+    def step(self, problem: BatchedProblem, x: Inputs, state: State) -> State:
+        """The next state; differentiable operations only, and nothing that reads a tensor's values."""
+        ...
+
+    def status(self, problem: BatchedProblem, x: Inputs, state: State) -> Tensor:
+        """``(B,)`` of :class:`~torchddn.Status`, or RUNNING."""
+        ...
+
+    def finish(self, problem: BatchedProblem, x: Inputs, state: State) -> tuple[Tensor, Tensor]:
+        """``y`` and ``nu``."""
+        ...
+
+
+Run = Callable[["Solver | Composite", BatchedProblem, Inputs, Tensor], Result]
+
+
+@runtime_checkable
+class Composite(Protocol):
+    """A solver that has no steps of its own."""
+
+    def check(self, problem: BatchedProblem) -> None:
+        """As for :class:`Solver`."""
+        ...
+
+    def run(self, problem: BatchedProblem, x: Inputs, y: Tensor, solve_again: Run) -> Result:
+        """The result; ``solve_again`` runs another solver: it is :func:`solve`, unless this one is being unrolled."""
+        ...
+
+
+def solve(solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: Tensor) -> Result:
+    """Returns the solution of each item, found by ``solver`` from the start ``y``.
+
+    Differentiable if grad mode is on (:func:`unroll` is the way to do that inside transforms).
+
+    Args:
+        solver: An object of ``torchddn.solvers``.
+        problem: The batched problem.
+        x: Its inputs and parameters.
+        y: Start, ``(B, m)``.
+
+    Raises:
+        InvalidInputError: If the solver cannot solve problems of this kind.
+
+    Status:
+        MAX_STEPS: The item was still running after ``max_steps`` steps of the solver.
+        NON_FINITE: The start, or something evaluated there, is not finite.
+    """
+    solver.check(problem)
+    if not len(y):
+        none = torch.zeros(0, dtype=torch.int64, device=y.device)
+        return Result(y, y.new_zeros(0, problem.p), none, none)
+    if isinstance(solver, Composite):
+        return solver.run(problem, x, y, solve)
+    everything = state = solver.init(problem, x, y)
+    status = solver.status(problem, x, state)
+    num_steps = torch.zeros_like(status)
+    items = torch.arange(len(y), device=y.device)
+    part, part_x = problem, x
+    for _ in range(solver.max_steps):
+        running = status[items] == RUNNING
+        num_running = int(running.sum())
+        if not num_running:
+            break
+        if 2 * num_running <= len(items):
+            # Most of the work is for items that have stopped: go on with the others alone.
+            everything = _write(everything, items, state)
+            items = items[running]
+            running = running[running]
+            state = _take(everything, items)
+            part, part_x = problem.select(x, items)
+        state_next = solver.step(part, part_x, state)
+        state = state_next if num_running == len(items) else freeze(running, state_next, state)
+        num_steps = num_steps.index_add(0, items, running.long())
+        judged = torch.where(running, solver.status(part, part_x, state), status[items])
+        status = status.index_copy(0, items, judged)
+    y, nu = solver.finish(problem, x, _write(everything, items, state))
+    return Result(y, nu, _final(status), num_steps)
+
+
+def unroll(
+    solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: Tensor, num_steps: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Returns ``y`` and ``nu`` after exactly ``num_steps`` differentiable steps (None: the solver's ``max_steps``).
+
+    Nothing is read and nothing is frozen, so it runs inside ``torch.func`` transforms. An item that has converged
+    goes on: its further steps move it by rounding errors only, and each brings the derivative closer to that of
+    the solution.
+
+    Raises:
+        InvalidInputError: If the solver cannot solve problems of this kind, or has no steps to differentiate.
+    """
+    result = _unroll(solver, problem, x, y, num_steps=num_steps)
+    return result.y, result.nu
+
+
+def _unroll(
+    solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: Tensor, num_steps: int | None
+) -> Result:
+    solver.check(problem)
+    if isinstance(solver, Composite):
+        return solver.run(problem, x, y, functools.partial(_unroll, num_steps=num_steps))
+    state = solver.init(problem, x, y)
+    status = solver.status(problem, x, state)
+    count = solver.max_steps if num_steps is None else num_steps
+    for _ in range(count):
+        state = solver.step(problem, x, state)
+        status = torch.where(status == RUNNING, solver.status(problem, x, state), status)
+    y, nu = solver.finish(problem, x, state)
+    return Result(y, nu, _final(status), torch.full_like(status, count))
+
+
+def is_solver(candidate: object) -> "TypeGuard[Solver | Composite]":
+    """Whether an object (not a class) has the methods of a solver."""
+    return not isinstance(candidate, type) and isinstance(candidate, (Solver, Composite))
+
+
+def is_differentiated() -> bool:
+    """Whether the steps now running may be differentiated, so that they must carry derivatives."""
+    return torch.is_grad_enabled() or inside_transform()
+
+
+def _final(status: Tensor) -> Tensor:
+    return torch.where(status == RUNNING, int(Status.MAX_STEPS), status)
+
+
+def freeze(running: Tensor, state_next: _Tree, state: _Tree) -> _Tree:
+    """``state_next`` for the items that run, ``state`` for the others."""
+    return _map(lambda new, old: torch.where(running.reshape(-1, *[1] * (new.dim() - 1)), new, old), state_next, state)
+
+
+def _take(state: _Tree, items: Tensor) -> _Tree:
+    return _map(lambda leaf: leaf[items], state)
+
+
+def _write(everything: _Tree, items: Tensor, state: _Tree) -> _Tree:
+    """``everything`` with the rows of ``items``, distinct and ascending, replaced by those of ``state``."""
+    return _map(lambda whole, rows: whole.index_copy(0, items, rows), everything, state)
+
+
+def _map(function: Callable[..., Tensor], *trees: Any) -> Any:
+    first = trees[0]
+    if isinstance(first, Tensor):
+        return function(*trees)
+    return type(first)(*(_map(function, *leaves) for leaves in zip(*trees, strict=True)))

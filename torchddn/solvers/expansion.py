@@ -1,0 +1,35 @@
+"""Value and derivatives of a batched function at one point, from one evaluation where that is possible."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from torchddn.derivatives import Linearization, inside_transform, jacobian
+from torchddn.solvers.base import is_differentiated
+
+__all__ = ["largest", "length", "times", "value_and_jacobian"]
+
+
+def value_and_jacobian(function: Callable[[Tensor], Tensor], y: Tensor, work: int) -> tuple[Tensor, Tensor]:
+    """Returns ``(B, r)`` and ``(B, r, m)`` of a function from ``(B, m)`` to ``(B, r)``."""
+    if inside_transform():
+        return function(y), jacobian(function, y, work)
+    linearization = Linearization(function, y, work)
+    value = linearization.value if is_differentiated() else linearization.value.detach()
+    return value, linearization.dense()
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``(B, r, m)`` times ``(B, m)``, ``(B, r)``."""
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def length(vector: Tensor) -> Tensor:
+    """Euclidean norm of each row, ``(B,)``, for decisions: no derivative flows."""
+    return vector.detach().square().sum(-1).sqrt()
+
+
+def largest(vector: Tensor) -> Tensor:
+    """Largest magnitude in each row, ``(B,)``, for decisions; zero where there are no columns."""
+    vector = vector.detach()
+    return vector.abs().amax(-1) if vector.shape[-1] else vector.new_zeros(vector.shape[0])

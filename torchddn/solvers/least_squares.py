@@ -1,0 +1,263 @@
+r"""Least squares and square systems of equations.
+
+Solves, for each item::
+
+    y = argmin_y 1/2 |F(y)|^2           or          F(y) = 0
+
+``F`` is linearized, and the step minimizes ``|F + J d|^2 + tau |d|^2`` with ``J = F_y``: for a regular square ``J``
+and ``tau = 0`` Newton's step for the equations. It is computed from a QR factorization of ``[J; sqrt(tau) I]``, so
+that its error grows with the condition of ``J`` and not with its square. Where ``J`` is singular to working
+precision a tiny ``tau`` picks (nearly) the shortest step.
+
+The two methods differ in how they make a step shorter after one that did not reduce ``|F|``. :class:`GaussNewton`
+scales it. :class:`LevenbergMarquardt` raises ``tau = |J^T F| / reach``, which bounds the step by ``reach``, turns it
+towards steepest descent, and vanishes with the gradient, so that convergence stays quadratic where it was.
+
+References:
+    Nocedal, Wright, Numerical Optimization, 2nd edition, sections 10.3 and 11.2. Fan, Yuan, On the quadratic
+    convergence of the Levenberg-Marquardt method without nonsingularity assumption, 2005 (``tau ~ |J^T F|``).
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchddn.problem import BatchedProblem
+from torchddn.solvers.base import RUNNING, Inputs, is_differentiated
+from torchddn.solvers.expansion import largest, length, times, value_and_jacobian
+from torchddn.solvers.options import check_suits, check_termination, default_rtol, far
+from torchddn.status import Status
+
+__all__ = ["GaussNewton", "LevenbergMarquardt", "inverse"]
+
+_KINDS = ("minimize", "root", "fixed_point")
+
+
+class LeastSquaresState(NamedTuple):
+    """Where an item is, and how far it dares to go."""
+
+    y: Tensor  # (B, m)
+    F: Tensor  # (B, r)
+    J: Tensor  # (B, r, m)
+    reach: Tensor  # (B,): longest step to try; infinite until a step fails
+    scale: Tensor  # (B,): largest |y| so far
+    span: Tensor  # (B,): length scale at the start
+    verdict: Tensor  # (B,): Status or RUNNING
+
+
+def _check(self: Any, problem: BatchedProblem) -> None:
+    check_suits(self, problem, kinds=_KINDS, residual=True)
+
+
+def _init(self: Any, problem: BatchedProblem, x: Inputs, y: Tensor) -> LeastSquaresState:
+    F, J = _expand(problem, x, y)
+    size = length(F)
+    span = torch.maximum(length(y), _divide(size, _size(J)))
+    return LeastSquaresState(
+        y=y,
+        F=F,
+        J=J,
+        reach=torch.full_like(size, torch.inf),
+        scale=largest(y),
+        span=torch.where(span > 0, span, 1.0),
+        verdict=torch.full_like(size, RUNNING, dtype=torch.int64),
+    )
+
+
+def _status(self: Any, problem: BatchedProblem, x: Inputs, state: LeastSquaresState) -> Tensor:
+    return torch.where(_is_finite(state.y, state.F, state.J), state.verdict, int(Status.NON_FINITE))
+
+
+def _finish(self: Any, problem: BatchedProblem, x: Inputs, state: LeastSquaresState) -> tuple[Tensor, Tensor]:
+    return state.y, state.y.new_zeros(state.y.shape[0], 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussNewton:
+    r"""``y = argmin_y 1/2 |F(y)|^2``, or ``y`` with ``F(y) = 0``, by Gauss-Newton steps that are scaled to descend.
+
+    Quadratic convergence for roots and where ``F`` vanishes at the solution, else linear, faster the smaller ``F``
+    is there. Finds stationary points: it cannot tell a minimum of ``|F|`` from a maximum. Cost O((r + m) m^2) per
+    item and step.
+
+    Args:
+        rtol: Converged when a full step changes no entry of ``y`` by more than ``rtol`` times the largest entry so
+            far; None for a value fitting the dtype.
+        atol: Added to that, in units of ``y``.
+        max_steps: Most steps for an item.
+
+    Status:
+        STALLED: Rounding stops progress, or (roots) ``|F|`` has a minimum here that is not zero: start elsewhere.
+        UNBOUNDED: ``|F|`` fell until ``y`` was eps^-0.7 times the scale of the start away.
+        MAX_STEPS: Start closer, raise ``max_steps``, or use ``Newton`` if ``F`` is large at the solution.
+
+    References:
+        Nocedal, Wright, Numerical Optimization, 2nd edition, section 10.3.
+    """
+
+    rtol: float | None = None
+    atol: float = 0.0
+    max_steps: int = 200
+
+    def __post_init__(self) -> None:
+        check_termination(self)
+
+    check, init, status, finish = _check, _init, _status, _finish
+
+    def step(self, problem: BatchedProblem, x: Inputs, state: LeastSquaresState) -> LeastSquaresState:
+        d = _direction(state, torch.zeros_like(state.reach))
+        return _move(self, problem, x, state, d, (state.reach / length(d)).nan_to_num(nan=1.0).clamp(max=1.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class LevenbergMarquardt:
+    r"""``y = argmin_y 1/2 |F(y)|^2``, or ``y`` with ``F(y) = 0``, by damped Gauss-Newton steps.
+
+    More robust than :class:`GaussNewton` far from the solution and where ``J`` loses rank. Convergence as there.
+
+    Args:
+        rtol: Converged when a full step changes no entry of ``y`` by more than ``rtol`` times the largest entry so
+            far; None for a value fitting the dtype.
+        atol: Added to that, in units of ``y``.
+        max_steps: Most steps for an item.
+
+    Status:
+        As for :class:`GaussNewton`.
+
+    References:
+        Fan, Yuan, On the quadratic convergence of the Levenberg-Marquardt method without nonsingularity assumption,
+        2005.
+    """
+
+    rtol: float | None = None
+    atol: float = 0.0
+    max_steps: int = 200
+
+    def __post_init__(self) -> None:
+        check_termination(self)
+
+    check, init, status, finish = _check, _init, _status, _finish
+
+    def step(self, problem: BatchedProblem, x: Inputs, state: LeastSquaresState) -> LeastSquaresState:
+        slope = length(times(state.J.mT, state.F))
+        return _move(self, problem, x, state, _direction(state, slope / state.reach), torch.ones_like(state.reach))
+
+
+def _move(
+    self: Any, problem: BatchedProblem, x: Inputs, state: LeastSquaresState, d: Tensor, alpha: Tensor
+) -> LeastSquaresState:
+    """The next state, for a step ``alpha d`` that is taken if it reduces ``|F|`` as the linear model says."""
+    y = state.y + alpha[:, None] * d
+    F, J = _expand(problem, x, y)
+    step_size, walked = alpha * largest(d), alpha * length(d)
+    eps = torch.finfo(y.dtype).eps
+    tolerance = default_rtol(y.dtype) if self.rtol is None else self.rtol
+
+    f, f_next, size = _half_square(state.F), _half_square(F), _size(state.J)
+    model = state.F + alpha[:, None] * times(state.J, d)
+    predicted, actual = (f - _half_square(model)).clamp(min=0), f - f_next
+    # Where y = 0 by cancellation, y itself is no scale; the length at which F would double is.
+    reference = torch.maximum(state.scale, _divide(length(state.F), size))
+    tolerance = tolerance * reference + self.atol
+    near = step_size <= eps**0.4 * reference
+    error, error_next = _error(state.F, state.J, size), _error(F, J, size)
+    at_rounding = 16 * eps * reference
+    # Here the sum of squares cannot show progress any more; its gradient can.
+    too_small = near | (predicted <= 10 * eps * (f + f_next))
+    contracts = error_next <= torch.maximum(error, at_rounding)
+    falls = actual >= 1e-4 * predicted
+    accepted = _is_finite(y, F, J) & (falls | (too_small & contracts) | (step_size <= tolerance))
+
+    small = (alpha >= 1) & (step_size <= tolerance) & (length(d) <= 0.5 * state.reach)
+    stuck = ~accepted & near
+    as_good = stuck & ((error <= eps**0.5 * reference) | (predicted <= 10 * eps * (f + f_next)))
+    solved = torch.ones_like(stuck)
+    if problem.kind != "minimize":
+        solved = (length(state.F) <= 100 * eps * size * reference) | (length(model) <= 0.1 * length(state.F))
+    stops = small | (error <= at_rounding) | stuck
+    verdict = torch.where(stops, int(Status.STALLED), RUNNING)
+    verdict = torch.where((small | (error <= at_rounding) | as_good) & solved, int(Status.CONVERGED), verdict)
+    unbounded = accepted & (largest(y) > far(y.dtype) * state.span)
+    verdict = torch.where(unbounded, int(Status.UNBOUNDED), verdict)
+
+    shrinkage = (0.5 * predicted / (predicted - actual)).nan_to_num(nan=0.1).clamp(0.05, 0.5)
+    grown = torch.where(actual >= 0.25 * predicted, torch.maximum(state.reach, 4 * walked), state.reach)
+    return LeastSquaresState(
+        y=torch.where(accepted[:, None], y, state.y),
+        F=torch.where(accepted[:, None], F, state.F),
+        J=torch.where(accepted[:, None, None], J, state.J),
+        reach=torch.where(accepted, grown, walked * shrinkage),
+        scale=torch.where(accepted, torch.maximum(state.scale, largest(y)), state.scale),
+        span=state.span,
+        verdict=verdict,
+    )
+
+
+def _direction(state: LeastSquaresState, tau: Tensor) -> Tensor:
+    """``argmin_d |F + J d|^2 + tau |d|^2``, differentiable in ``F`` and ``J``."""
+    F, J = state.F.detach(), state.J.detach()
+    Q, R, tau = _regular_factor(J, tau)
+    d = -torch.linalg.solve_triangular(R, Q.mT @ F[..., None], upper=True)[..., 0]
+    if not is_differentiated():
+        return d
+    # K = J^T J + tau I = R^T R. Each pass with the constant R makes one more order of derivatives exact, and
+    # leaves the value alone, which is better than the normal equations would make it.
+    for _ in range(2):
+        residual = -times(state.J.mT, state.F + times(state.J, d)) - tau[:, None] * d
+        d = d + torch.cholesky_solve((residual - residual.detach())[..., None], R.mT)[..., 0]
+    return d
+
+
+def _factor(J: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of ``Q`` that meet ``J`` in ``[J; sqrt(tau) I] = Q R``, ``R``, and whether its rank is full."""
+    num_rows, m = J.shape[1:]
+    identity = torch.eye(m, dtype=J.dtype, device=J.device)
+    stacked = torch.cat([J, tau.sqrt()[:, None, None] * identity], dim=1)
+    Q, R = torch.linalg.qr(stacked)
+    pivots = R.diagonal(dim1=-2, dim2=-1).abs()
+    regular = (pivots > torch.finfo(J.dtype).eps ** 0.85 * stacked.square().sum(1).sqrt()).all(-1)
+    return Q[:, :num_rows], R, regular
+
+
+def _regular_factor(J: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``Q``, ``R`` and ``tau``, raised where ``[J; sqrt(tau) I]`` is singular to working precision."""
+    size = _size(J).square()
+    tiny = torch.finfo(J.dtype).eps ** 0.5 * torch.where(size > 0, size, 1.0)
+    Q, R, regular = _factor(J, tau)
+    Q_next, R_next, _ = _factor(J, tau + tiny)
+    Q, R = (torch.where(regular[:, None, None], *pair) for pair in ((Q, Q_next), (R, R_next)))
+    return Q, R, torch.where(regular, tau, tau + tiny)
+
+
+def inverse(J: Tensor) -> Tensor:
+    """The inverse of each square matrix, (nearly) the pseudo-inverse where it is singular; a constant."""
+    J = J.detach()
+    Q, R, _ = _regular_factor(J, J.new_zeros(J.shape[0]))
+    return torch.linalg.solve_triangular(R, Q.mT, upper=True)
+
+
+def _expand(problem: BatchedProblem, x: Inputs, y: Tensor) -> tuple[Tensor, Tensor]:
+    return value_and_jacobian(lambda y: problem.residual(y, x), y, problem.work(x))
+
+
+def _error(F: Tensor, J: Tensor, size: Tensor) -> Tensor:
+    """How far ``J^T F`` is from zero, as a length in ``y``."""
+    return _divide(length(times(J.mT, F)), size.square())
+
+
+def _size(J: Tensor) -> Tensor:
+    return J.detach().square().sum((-1, -2)).sqrt()
+
+
+def _half_square(F: Tensor) -> Tensor:
+    return 0.5 * F.detach().square().sum(-1)
+
+
+def _is_finite(y: Tensor, F: Tensor, J: Tensor) -> Tensor:
+    return (y.sum(-1) + F.sum(-1) + J.sum((-1, -2))).detach().isfinite()
+
+
+def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    return torch.where(denominator > 0, numerator / denominator, 0.0)
