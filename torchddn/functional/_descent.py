@@ -1,0 +1,97 @@
+r"""Descent on a sum of penalties: iteratively reweighted least squares, accelerated by Newton.
+
+For each item, with ``r_i = y - x_i``::
+
+    minimize over y   f(y) = sum_i phi(|r_i|)
+
+The reweighted step ``y - sum_i w_i r_i``, ``w = kappa1 / sum kappa1``, minimizes a parabola that lies on or above
+``f`` and touches it in ``y``: it never increases ``f``, from anywhere, and has no step size. Newton's step is tried
+first, and taken where ``f`` does not increase.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchddn.status import Status
+
+__all__ = ["Descent", "Local", "descend"]
+
+# Roundings of a sum that count as none: pairwise sums lose a few units in the last place.
+NOISE = 8.0
+
+
+class Local(NamedTuple):
+    """What one evaluation at ``y`` tells, per item.
+
+    Attributes:
+        objective: ``f``, ``(R,)``.
+        noise: Rounding error of ``f``, ``(R,)``.
+        slope: Length of the gradient, ``(R,)``.
+        at_rest: Whether the gradient is no larger than its rounding error, ``(R,)``.
+        reweighted: Where reweighted least squares goes from here, shaped as ``y``.
+        newton: Where Newton goes from here, shaped as ``y``; as ``reweighted`` where Newton has no minimum to go to.
+    """
+
+    objective: Tensor
+    noise: Tensor
+    slope: Tensor
+    at_rest: Tensor
+    reweighted: Tensor
+    newton: Tensor
+
+
+class Descent(NamedTuple):
+    """Where the descent ended, per item."""
+
+    y: Tensor
+    objective: Tensor
+    status: Tensor
+    num_steps: Tensor
+    slope: Tensor
+
+
+def descend(look: Callable[[Tensor, Tensor], Local], y: Tensor, max_steps: int) -> Descent:
+    """Returns a stationary point below each start.
+
+    Args:
+        look: Evaluates the items with the given numbers, at the given points.
+        y: Starts, ``(R, ...)``.
+        max_steps: At most so many evaluations after the first.
+
+    Returns:
+        Points whose objective is at most that of their start, up to its rounding.
+
+    Status:
+        STALLED: If not even the reweighted step decreases ``f`` in this precision, although the gradient is not zero.
+    """
+    running = torch.arange(len(y), device=y.device)
+    here = look(y, running)
+    num_steps = torch.zeros_like(running)
+    status = torch.full_like(running, Status.MAX_STEPS)
+    status[here.at_rest] = Status.CONVERGED
+    careful = torch.zeros_like(here.at_rest)  # Newton's last step went up: take the reweighted one
+    for _ in range(max_steps):
+        running = running[status[running] == Status.MAX_STEPS]
+        if not running.numel():
+            break
+        now = Local(*(field[running] for field in here))
+        plain = careful[running]
+        trial = torch.where(_column(plain, y), now.reweighted, now.newton)
+        there = look(trial, running)
+        num_steps[running] += 1
+        down = there.objective <= now.objective + now.noise
+        down_items = running[down]
+        y = y.index_copy(0, down_items, trial[down])
+        for mine, theirs in zip(here, there, strict=True):
+            mine[down_items] = theirs[down]
+        careful[running] = ~down
+        status[down_items[there.at_rest[down]]] = Status.CONVERGED
+        status[running[plain & ~down]] = Status.STALLED
+    return Descent(y, here.objective, status, num_steps, here.slope)
+
+
+def _column(flags: Tensor, like: Tensor) -> Tensor:
+    return flags.reshape(-1, *[1] * (like.dim() - 1))

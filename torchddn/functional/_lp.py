@@ -1,0 +1,172 @@
+r"""The projection onto the unit sphere of an Lp norm, 1 < p < inf, p not 2.
+
+Solves, for each row of x::
+
+    minimize over y   1/2 |y - x|^2   subject to   |y|_p = 1
+
+The signs of y are those of x, so let x >= 0. With ``psi = y^(p-1)`` and the multiplier ``mu`` of ``|y|_p``,
+
+    y + mu psi = x                                                                                                (1)
+
+determines each coordinate from mu, and ``sum_i y_i^p = 1`` determines mu. Outside of the sphere ``mu > 0``. Inside,
+``mu < 0``, and the problem is not convex:
+
+* p < 2: (1) has one root y_i > 0, which grows with -mu; the other, y_i = 0 where x_i = 0, is no minimum. So there is
+  one stationary point, and ``-1 <= mu``, since ``-mu = (y_i - x_i) / y_i^(p-1) <= y_i^(2-p)``.
+* p > 2: (1) has two roots on either side of ``(-1 / (mu (p - 1)))^(1 / (p-2))``. A minimum on one constraint bears at
+  most one coordinate of negative curvature, the larger root, and it must be that of the largest x_j (else exchanging
+  two coordinates gains). That coordinate, ``t = y_j``, gives ``mu = -(t - x_j) / t^(p-1)``, and all others.
+
+Derivatives. With ``E = 1 / (1 + mu (p - 1) |y|^(p-2))``, from (1) and ``psi . dy = 0``::
+
+    dy = E dx - E psi (psi . E dx) / (psi . E psi)
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from torchddn.functional._bracket import find_root
+from torchddn.functional._descent import NOISE
+from torchddn.functional._handmade import Answer
+from torchddn.status import Status
+
+__all__ = ["LpSphere", "lp_norm", "multiplier"]
+
+_NUM_INVERSE_STEPS = 12  # Newton for (1): quadratic, from within a factor two
+_NUM_BRANCH_STEPS = 40  # ... for p > 2 inside, where two roots may be close
+_NUM_SCANNED = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class LpSphere:
+    """The formula of ``y``, ``(R, m)``, from ``x``, ``(R, m)``."""
+
+    p: float
+
+    def solve(self, inputs: Sequence[Tensor]) -> Answer:
+        """``y``; status, steps, and the violation ``| |y|_p - 1 |``, ``(R,)`` each."""
+        (x,) = inputs
+        a = x.abs()
+        norm = lp_norm(a, self.p)
+        if self.p < 2:
+            y, num_steps, converged = self._along_multiplier(a, norm.new_full(norm.shape, -1.0))
+        else:
+            y, num_steps, converged = self._along_multiplier(a, torch.zeros_like(norm))
+            inside = (norm.squeeze(1) < 1).nonzero().squeeze(1)
+            if inside.numel():
+                for all_rows, rows in zip((y, num_steps, converged), self._along_largest(a[inside]), strict=True):
+                    all_rows[inside] = rows
+        y = torch.where(x < 0, -y, y)
+        status = torch.where(converged, int(Status.CONVERGED), int(Status.STALLED))
+        return y, status, num_steps, (lp_norm(y, self.p) - 1).squeeze(1).abs()
+
+    def _along_multiplier(self, a: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """By the root of ``1 - sum y(mu)^p``, which grows with mu from ``low`` to ``|a|_q``, 1/p + 1/q = 1."""
+        p, eps = self.p, torch.finfo(a.dtype).eps
+
+        def look(mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y = self._inverse(a, mu)
+            powers = y.pow(p)
+            # y^(p-1) dy/dmu = -y^(2p-2) / (1 + mu (p-1) y^(p-2)), and zero where y is.
+            rate = torch.where(y > 0, y.pow(2 * p - 2) / (1 + mu * (p - 1) * y.clamp(min=1e-30).pow(p - 2)), 0)
+            total = powers.sum(dim=1, keepdim=True)
+            return 1 - total, p * rate.sum(dim=1, keepdim=True), NOISE * eps * (1 + total)
+
+        high = lp_norm(a, p / (p - 1))
+        mu, num_steps, converged = find_root(look, low, torch.maximum(high, low), low + (high - low) / 2)
+        return self._inverse(a, mu), num_steps.squeeze(1), converged.squeeze(1)
+
+    def _inverse(self, a: Tensor, mu: Tensor) -> Tensor:
+        """``y`` of (1) for ``mu >= 0``, or for ``mu >= -1`` and p < 2.
+
+        In ``u = y``, or ``u = y^(p-1)`` if p < 2, (1) is convex, so that Newton from a point above the root descends
+        to it monotonically.
+        """
+        p = self.p
+        positive = mu > 0
+        ratio = a / torch.where(positive, mu, 1)
+        if p > 2:
+            u, e, linear, power = torch.minimum(a, torch.where(positive, ratio.pow(1 / (p - 1)), a)), p - 1, 1.0, mu
+        else:
+            above = torch.where(mu < 0, 1, a.pow(p - 1))
+            u, e, linear, power = torch.minimum(above, torch.where(positive, ratio, above)), 1 / (p - 1), mu, 1.0
+        for _ in range(_NUM_INVERSE_STEPS):
+            slope = linear + power * e * u.pow(e - 1)
+            u = torch.where(slope > 0, (a + power * (e - 1) * u.pow(e)) / torch.where(slope > 0, slope, 1), u)
+        return u if p > 2 else u.pow(e)
+
+    def _along_largest(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For p > 2 inside: by a scan of ``t = y_j``, then bisection where the norm crosses one nearest to a."""
+        p = self.p
+        largest, j = a.max(dim=1, keepdim=True)
+        shares = torch.linspace(0, 1, _NUM_SCANNED + 1, dtype=a.dtype, device=a.device)
+        scanned = largest + shares * (1 - largest)  # (R, K + 1)
+        norms, objectives = [], []
+        for t in scanned.split(1, dim=1):
+            y = self._others(a, j, t)
+            norms.append(y.pow(p).sum(dim=1) - 1)
+            objectives.append((y - a).square().sum(dim=1))
+        excess, objective = torch.stack(norms, dim=1), torch.stack(objectives, dim=1)
+        excess[:, 0], excess[:, -1] = -1, 1  # true up to rounding: the ends are inside and outside
+        crossing = (excess[:, :-1] <= 0) & (excess[:, 1:] > 0)
+        share = excess[:, :-1] / (excess[:, :-1] - excess[:, 1:])
+        at_crossing = objective[:, :-1] + share * objective.diff(dim=1)
+        k = torch.where(crossing, at_crossing, torch.inf).argmin(dim=1, keepdim=True)
+        low, high = scanned.gather(1, k), scanned.gather(1, k + 1)
+        eps = torch.finfo(a.dtype).eps
+
+        def look(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            excess = self._others(a, j, t).pow(p).sum(dim=1, keepdim=True) - 1
+            return excess, torch.zeros_like(t), torch.full_like(t, eps)
+
+        t, num_steps, converged = find_root(look, low, high, low + (high - low) / 2)
+        return self._others(a, j, t), num_steps.squeeze(1), converged.squeeze(1)
+
+    def _others(self, a: Tensor, j: Tensor, t: Tensor) -> Tensor:
+        """``y`` whose coordinate j is t, and whose others are the smaller roots of (1): Newton ascends to them."""
+        p = self.p
+        mu = -(t - a.gather(1, j)) / t.clamp(min=torch.finfo(a.dtype).tiny).pow(p - 1)
+        y = a
+        for _ in range(_NUM_BRANCH_STEPS):
+            slope = 1 + mu * (p - 1) * y.pow(p - 2)
+            step = (a - y - mu * y.pow(p - 1)) / slope
+            y = torch.where((slope > 0) & (step > 0), torch.minimum(y + step, t), y)
+        return y.scatter(1, j, t)
+
+    def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
+        return (self._tangent(y, v, *inputs),)
+
+    def push(self, y: Tensor, inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
+        (dx,) = tangents
+        return torch.zeros_like(y) if dx is None else self._tangent(y, dx, *inputs)
+
+    def _tangent(self, y: Tensor, v: Tensor, x: Tensor) -> Tensor:
+        """``dy`` for ``dx = v``; the matrix is symmetric."""
+        psi, mu = multiplier(y, x, self.p)
+        zero = y == 0
+        magnitude = torch.where(zero, 1, y.abs())
+        if self.p < 2:
+            magnitude = magnitude.pow(2 - self.p)
+            E = torch.where(zero, 0, magnitude / (magnitude + mu * (self.p - 1)))
+        else:
+            E = torch.where(zero, 1, 1 / (1 + mu * (self.p - 1) * magnitude.pow(self.p - 2)))
+        E_psi = E * psi
+        share = (E_psi * v).sum(dim=1, keepdim=True) / (E_psi * psi).sum(dim=1, keepdim=True)
+        return E * v - E_psi * share
+
+
+def multiplier(y: Tensor, x: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """``psi``, ``(R, m)``, and ``mu``, ``(R, 1)``, such that ``y + mu psi = x``; differentiable."""
+    zero = y == 0
+    psi = torch.where(zero, 0, torch.where(zero, 1, y.abs()).pow(p - 1) * y.sign())
+    return psi, (psi * (x - y)).sum(dim=1, keepdim=True) / psi.square().sum(dim=1, keepdim=True)
+
+
+def lp_norm(x: Tensor, p: float) -> Tensor:
+    """``|x|_p`` of each row, ``(R, 1)``, without overflow."""
+    size = x.abs().amax(dim=1, keepdim=True)
+    size = torch.where(size > 0, size, 1)
+    return size * torch.linalg.vector_norm(x / size, p, dim=1, keepdim=True)

@@ -1,0 +1,83 @@
+"""How a ready node ends: failures are reported as ``on_failure=`` says, and a Solution is made if asked for."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from torchddn.errors import DegenerateGradientWarning
+from torchddn.functional._reading import read
+from torchddn.status import Solution, Status, report_failures
+
+__all__ = ["conclude", "solution_of", "warn_degenerate"]
+
+
+def conclude(call: str, y: Tensor, status: Tensor, residual: Tensor, on_failure: str) -> Tensor:
+    """Reports the items that failed, and returns ``y``, with NaN for these items if that is the policy.
+
+    Args:
+        call: Name that opens the message.
+        y: ``(R, ...)``.
+        status: ``(R,)`` of :class:`torchddn.Status`. Not read, and so not waited for, under ``"ignore"`` and ``"nan"``.
+        residual: ``(R,)``, the quantity whose worst value the message names.
+        on_failure: One of the four words.
+    """
+    if on_failure in ("warn", "raise"):
+
+        def look(status: Tensor, residual: Tensor) -> None:
+            report_failures(call, status.flatten(), residual.flatten(), on_failure)
+
+        read(look, status, residual)
+    if on_failure != "nan":
+        return y
+    failed = (status != Status.CONVERGED).reshape(-1, *[1] * (y.dim() - 1))
+    return torch.where(failed, torch.nan, y)
+
+
+def warn_degenerate(call: str, degenerate: Tensor) -> None:
+    """Warns of the items, ``(R,)``, whose gradient the problem does not determine."""
+
+    def look(degenerate: Tensor) -> None:
+        items = degenerate.flatten().nonzero().flatten().tolist()
+        if items:
+            shown = ", ".join(map(str, items[:8])) + (", ..." if len(items) > 8 else "")
+            warnings.warn(
+                f"`{call}`: the gradient of {len(items)} of {degenerate.numel()} items is one of many, because the "
+                f"solution is not isolated there (items {shown}). The one of minimum norm is returned; a larger alpha, "
+                f"or a smooth penalty, singles one out.",
+                DegenerateGradientWarning,
+                stacklevel=2,
+            )
+
+    read(look, degenerate)
+
+
+def solution_of(
+    y: Tensor,
+    objective: Tensor,
+    status: Tensor,
+    num_steps: Tensor,
+    stationarity: Tensor,
+    solver: str,
+    *,
+    feasibility: Tensor | None = None,
+    complementarity: Tensor | None = None,
+    equality_multipliers: Tensor | None = None,
+    inequality_multipliers: Tensor | None = None,
+) -> Solution:
+    """A :class:`torchddn.Solution` whose numbers for reading carry no graph; what is not given is zero or None."""
+    zeros = torch.zeros_like(stationarity.detach())
+    return Solution(
+        y=y,
+        equality_multipliers=equality_multipliers,
+        inequality_multipliers=inequality_multipliers,
+        lower_multipliers=None,
+        upper_multipliers=None,
+        objective=objective.detach(),
+        status=status,
+        num_steps=num_steps,
+        stationarity=stationarity.detach(),
+        feasibility=zeros if feasibility is None else feasibility.detach(),
+        complementarity=zeros if complementarity is None else complementarity.detach(),
+        solver=solver,
+    )
