@@ -1,0 +1,56 @@
+"""Outliers in point sets: some points replaced by uniform ones."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from torchddn.errors import InvalidInputError
+
+__all__ = ["replace_with_outliers"]
+
+
+def replace_with_outliers(points: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Returns a copy of the point sets in which some points, drawn at random, are uniform ones.
+
+    In each set ``round(fraction * n)`` of the ``n`` points are replaced: the position by one that is uniform in
+    the unit disc, the intensity by one that is uniform in [0, 1].
+
+    Args:
+        points: Point sets, ``(B, n, 3)``: position in the unit disc and intensity. Trusted to be so normalized.
+        fraction: Share of the points to replace, in [0, 1].
+        generator: Source of randomness, on the CPU, so that every device sees the same outliers.
+
+    Returns:
+        Point sets of the same shape, dtype and device.
+
+    Raises:
+        InvalidInputError: If ``points`` is not ``(B, n, 3)`` or ``fraction`` is not in [0, 1].
+
+    Example:
+        >>> points = torch.zeros(2, 10, 3)
+        >>> changed = replace_with_outliers(points, 0.3, torch.Generator().manual_seed(0))
+        >>> (changed != points).any(dim=2).sum(dim=1)
+        tensor([3, 3])
+
+    References:
+        Gould, Hartley, Campbell, Deep Declarative Networks, table 4 (there in three dimensions, without intensity).
+    """
+    if points.ndim != 3 or points.shape[-1] != 3:
+        raise InvalidInputError(
+            f"`replace_with_outliers(points=...)` must have shape (B, n, 3), got {tuple(points.shape)}. "
+            "Each point is x, y, intensity; unsqueeze a single set."
+        )
+    if not 0.0 <= fraction <= 1.0:
+        raise InvalidInputError(
+            f"`replace_with_outliers(fraction=...)` must be in [0, 1], got {fraction}. Divide percentages by 100."
+        )
+    size = points.shape[:2]
+    order = torch.rand(size, generator=generator).argsort(dim=1)
+    replaced = order < round(fraction * size[1])
+    # The area within radius r grows as r^2, so its square root makes a uniform number a uniform radius.
+    radius = torch.rand(size, generator=generator).sqrt()
+    angle = 2 * math.pi * torch.rand(size, generator=generator)
+    intensity = torch.rand(size, generator=generator)
+    outliers = torch.stack([radius * angle.cos(), radius * angle.sin(), intensity], dim=2)
+    return torch.where(replaced.to(points.device).unsqueeze(2), outliers.to(points), points)
