@@ -169,7 +169,7 @@ def _make() -> dict[str, Case]:
             truth,
         )
     )
-    design, target = randn(8, 6, 3), randn(8, 6)
+    design, target = torch.eye(6, 3, dtype=torch.float64) + 0.3 * randn(8, 6, 3), randn(8, 6)
     cases.append(
         _case(
             "regression",

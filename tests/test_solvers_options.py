@@ -268,7 +268,7 @@ def test_scipy_agrees_on_minima(method):
 
 
 @pytest.mark.parametrize("method", ["SLSQP", "trust-constr"])
-@pytest.mark.parametrize("name", ["circle", "sphere and plane", "divergence"])
+@pytest.mark.parametrize("name", ["circle", "sphere and plane", "right-hand side"])
 def test_scipy_agrees_on_constrained_minima_and_multipliers(method, name):
     case = CASES[name]
     ours = run(solvers.SQP(), case.problem(), case.x, case.y_0)

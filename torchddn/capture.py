@@ -40,7 +40,7 @@ def live_tensors(thing: Any) -> list[Tensor]:
     """The differentiable tensors that ``thing`` reaches, each once, in the order of the traversal.
 
     Example:
-        >>> scale = torch.ones(2, requires_grad=True)
+        >>> scale = nn.Parameter(Tensor([1.0, 2.0]))
         >>> len(live_tensors(lambda y: (scale * y).sum()))
         1
     """

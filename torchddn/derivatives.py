@@ -61,7 +61,8 @@ def vjp(function: Batched, primals: Sequence[Tensor], cotangent: Tensor) -> tupl
         cotangent: Shaped as the function's value.
 
     Example:
-        >>> vjp(lambda y: y.square(), (torch.tensor([[1.0, 3.0]]),), torch.ones(1, 2))
+        >>> with torch.no_grad():
+        ...     vjp(lambda y: y.square(), (torch.tensor([[1.0, 3.0]]),), torch.ones(1, 2))
         (tensor([[2., 6.]]),)
     """
     return _pull(function, primals, cotangent)[1]

@@ -184,7 +184,7 @@ def root(
 
     Example:
         >>> root(lambda y, x: y**3 + y - x, torch.zeros(()), torch.tensor([2.0, 10.0]))
-        tensor([1.0000, 2.0000])
+        tensor([1., 2.])
     """
     _check_function("root", "F", F)
     return _call("root", Root(F, y0), x, solver, adjoint, on_failure, start, solution)
