@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from torchddn import optimality, solvers
 from torchddn.adjoint import Adjoint, Answer, Implicit
+from torchddn.compiler import uncompiled
 from torchddn.diagnostics import Record, timed
 from torchddn.door import START_WORDS, flat_start, prepare
 from torchddn.errors import InvalidInputError
@@ -73,7 +74,7 @@ class DeclarativeNode(nn.Module):
         check_failure_policy("DeclarativeNode", on_failure)
         self.on_failure = on_failure
 
-    @torch.compiler.disable()  # solvers loop until they are done: the network around the node is compiled
+    @uncompiled
     def forward(self, *x: Any) -> Any:
         """Returns ``y``, differentiable in ``x`` and in the parameters of the problem.
 
@@ -90,7 +91,7 @@ class DeclarativeNode(nn.Module):
         """
         return self._run(x).y
 
-    @torch.compiler.disable()
+    @uncompiled
     def solve(self, *x: Any) -> Solution:
         """Returns everything that is known about the solution; arguments as for :meth:`forward`."""
         return self._run(x)
@@ -104,7 +105,7 @@ class DeclarativeNode(nn.Module):
         return f"solver={self.solver!r}, adjoint={self.adjoint!r}, on_failure={self.on_failure!r}"
 
 
-@torch.compiler.disable()
+@uncompiled
 def argmin(
     f: Callable[..., Tensor],
     y0: Any,
@@ -153,7 +154,7 @@ def argmin(
     return _call("argmin", problem, x, solver, adjoint, on_failure, start, solution)
 
 
-@torch.compiler.disable()
+@uncompiled
 def root(
     F: Callable[..., Any],
     y0: Any,
@@ -190,7 +191,7 @@ def root(
     return _call("root", Root(F, y0), x, solver, adjoint, on_failure, start, solution)
 
 
-@torch.compiler.disable()
+@uncompiled
 def fixed_point(
     T: Callable[..., Any],
     y0: Any,

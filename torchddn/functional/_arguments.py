@@ -50,8 +50,8 @@ def check_dims(call: str, dim: Any, num_dims: int) -> tuple[int, ...]:
     return tuple(axes)
 
 
-def check_positive(call: str, name: str, value: object) -> None:
-    """Raises unless ``value`` is a positive finite number, or a real floating-point tensor of such."""
+def check_positive(call: str, name: str, value: object, device: torch.device | None = None) -> None:
+    """Raises unless ``value`` is a positive finite number, or a real floating-point tensor of such, on ``device``."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         if not (float(value) > 0 and math.isfinite(value)):
             raise InvalidInputError(f"`{call}({name}=...)` must be positive and finite, got {value}.")
@@ -61,6 +61,12 @@ def check_positive(call: str, name: str, value: object) -> None:
     if not value.dtype.is_floating_point:
         raise InvalidInputError(
             f"`{call}({name}=...)` must be a real floating-point tensor, got {value.dtype}. Convert it with `.float()`."
+        )
+
+    if device is not None and value.device != device:
+        raise InvalidInputError(
+            f"`{call}({name}=...)` must be on the device of the data, {device}, got {value.device}. Move it with "
+            f"`.to({str(device)!r})`."
         )
 
     def look(value: Tensor) -> None:
@@ -75,14 +81,9 @@ def check_positive(call: str, name: str, value: object) -> None:
 
 def positive(call: str, name: str, value: float | Tensor, shape: torch.Size, like: Tensor) -> Tensor:
     """``value``, checked to be positive, as a tensor of ``shape`` with the dtype and on the device of ``like``."""
-    check_positive(call, name, value)
+    check_positive(call, name, value, like.device)
     if not isinstance(value, Tensor):
         return like.new_full((), float(value)).expand(shape)
-    if value.device != like.device:
-        raise InvalidInputError(
-            f"`{call}({name}=...)` must be on the device of the data, {like.device}, got {value.device}. Move it with "
-            f"`.to({str(like.device)!r})`."
-        )
     try:
         return value.to(like.dtype).broadcast_to(shape)
     except RuntimeError:

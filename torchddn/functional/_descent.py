@@ -6,7 +6,7 @@ For each item, with ``r_i = y - x_i``::
 
 The reweighted step ``y - sum_i w_i r_i``, ``w = kappa1 / sum kappa1``, minimizes a parabola that lies on or above
 ``f`` and touches it in ``y``: it never increases ``f``, from anywhere, and has no step size. Newton's step is tried
-first, then 1/4 and 1/16 of it, and taken where ``f`` does not increase; the reweighted one comes last.
+first, then quarters of it, and taken where ``f`` decreases; the reweighted one comes last.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ __all__ = ["NOISE", "Descent", "Local", "descend"]
 NOISE = 8.0
 
 # Below this share of Newton's step the reweighted one is the better choice.
-_LEAST_SHARE = 1 / 16
+_LEAST_SHARE = 1 / 1024
 
 
 class Local(NamedTuple):
@@ -86,7 +86,9 @@ def descend(look: Callable[[Tensor, Tensor], Local], y: Tensor, max_steps: int) 
         trial = torch.where(_column(plain, y), now.reweighted, newton)
         there = look(trial, running)
         num_steps[running] += 1
-        down = there.objective <= now.objective + now.noise
+        # Where rounding hides whether f decreases, the gradient tells.
+        change = there.objective - now.objective
+        down = (change < -now.noise) | ((change <= now.noise) & (there.slope <= now.slope))
         down_items = running[down]
         y = y.index_copy(0, down_items, trial[down])
         for mine, theirs in zip(here, there, strict=True):

@@ -13,6 +13,8 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
+from torchddn.compiler import uncompiled
+
 __all__ = ["Answer", "Formula", "solve"]
 
 Answer = tuple[Tensor, ...]
@@ -56,13 +58,13 @@ class _HandMade(torch.autograd.Function):
         ctx.save_for_forward(y, *x)
 
     @staticmethod
-    @torch.compiler.disable()
+    @uncompiled
     def backward(ctx: Any, v: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         y, *x = ctx.saved_tensors
         return None, *ctx.formula.pull(y, v, x, ctx.needs_input_grad[1:])
 
     @staticmethod
-    @torch.compiler.disable()
+    @uncompiled
     def jvp(ctx: Any, _: None, *dx: Tensor | None) -> tuple[Tensor | None, ...]:
         # `jvp` runs with forward mode switched off, which would make an outer level see zeros:
         # https://github.com/pytorch/pytorch/issues/197867

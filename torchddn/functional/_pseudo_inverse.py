@@ -10,6 +10,7 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
+from torchddn.compiler import uncompiled
 from torchddn.functional._outcome import warn_degenerate
 from torchddn.linear import Dense, solve_certified
 
@@ -39,13 +40,13 @@ class _PseudoInverse(torch.autograd.Function):
         ctx.save_for_forward(P)
 
     @staticmethod
-    @torch.compiler.disable()
+    @uncompiled
     def backward(ctx: Any, v: Tensor) -> Tensor:
         (P,) = ctx.saved_tensors
         return -P.mT @ v @ P.mT
 
     @staticmethod
-    @torch.compiler.disable()
+    @uncompiled
     def jvp(ctx: Any, dH: Tensor) -> Tensor:
         with fwAD._set_fwd_grad_enabled(True):  # https://github.com/pytorch/pytorch/issues/197867
             P = fwAD.unpack_dual(ctx.saved_tensors[0]).primal

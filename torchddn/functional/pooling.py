@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from torchddn import penalties
+from torchddn.compiler import uncompiled
 from torchddn.errors import InvalidInputError
 from torchddn.functional._arguments import check_dims, check_flag, check_floating, positive, wide
 from torchddn.functional._handmade import Answer, solve
@@ -56,7 +57,7 @@ def robust_pool(
     on_failure: str = ...,
     solution: Literal[True],
 ) -> Solution: ...
-@torch.compiler.disable()  # branches on values: the network around the node is compiled
+@uncompiled
 def robust_pool(
     x: Tensor,
     penalty: str | Penalty = "huber",
@@ -162,7 +163,7 @@ def robust_vector_pool(
     on_failure: str = ...,
     solution: Literal[True],
 ) -> Solution: ...
-@torch.compiler.disable()
+@uncompiled
 def robust_vector_pool(
     points: Tensor,
     penalty: str | Penalty = "huber",

@@ -30,6 +30,7 @@ from typing import Literal, NamedTuple, overload
 import torch
 from torch import Tensor
 
+from torchddn.compiler import uncompiled
 from torchddn.errors import InvalidInputError
 from torchddn.functional._arguments import check_choice, check_dims, check_flag, check_floating, positive, wide
 from torchddn.functional._handmade import solve
@@ -64,7 +65,7 @@ def project_sphere(
     on_failure: str = ...,
     solution: Literal[True],
 ) -> Solution: ...
-@torch.compiler.disable()  # looks at values: the network around the node is compiled
+@uncompiled
 def project_sphere(
     x: Tensor,
     p: float = 2,
@@ -148,7 +149,7 @@ def project_ball(
     on_failure: str = ...,
     solution: Literal[True],
 ) -> Solution: ...
-@torch.compiler.disable()
+@uncompiled
 def project_ball(
     x: Tensor,
     p: float = 2,

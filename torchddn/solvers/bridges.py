@@ -110,6 +110,8 @@ class SciPy:
         eps = torch.finfo(y.dtype).eps
         if violation > eps**0.4 * max(first[1], 1.0):
             return int(Status.INFEASIBLE)
+        if problem.kind != "minimize" and slope > eps**0.4 * first[0]:
+            return int(Status.STALLED)  # a minimum of |F|, perhaps, and no root
         if answer.success or slope <= eps**0.5 * max(first[0], steepness):
             return int(Status.CONVERGED)
         limited = "maximum" in str(answer.message).lower() or "limit" in str(answer.message).lower()

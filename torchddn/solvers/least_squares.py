@@ -5,17 +5,17 @@ Solves, for each item::
     y = argmin_y 1/2 |F(y)|^2           or          F(y) = 0
 
 ``F`` is linearized, and the step minimizes ``|F + J d|^2 + tau |d|^2`` with ``J = F_y``: for a regular square ``J``
-and ``tau = 0`` Newton's step for the equations. It is computed from a QR factorization of ``[J; sqrt(tau) I]``, so
-that its error grows with the condition of ``J`` and not with its square. Where ``J`` is singular to working
-precision a tiny ``tau`` picks (nearly) the shortest step.
+and ``tau = 0`` Newton's step for the equations. With ``tau = 0`` a QR factorization of ``J`` is used, so that the
+error grows with the condition of ``J`` and not with its square. Where ``J`` is singular to working precision a tiny
+``tau`` picks (nearly) the shortest step.
 
 The two methods differ in how they make a step shorter after one that did not reduce ``|F|``. :class:`GaussNewton`
-scales it. :class:`LevenbergMarquardt` raises ``tau = |J^T F| / reach``, which bounds the step by ``reach``, turns it
-towards steepest descent, and vanishes with the gradient, so that convergence stays quadratic where it was.
+scales it. :class:`LevenbergMarquardt` takes ``tau = |J^T F| / reach`` where the full step is longer than ``reach``,
+which bounds the step by ``reach`` and turns it towards steepest descent.
 
 References:
-    Nocedal, Wright, Numerical Optimization, 2nd edition, sections 10.3 and 11.2. Fan, Yuan, On the quadratic
-    convergence of the Levenberg-Marquardt method without nonsingularity assumption, 2005 (``tau ~ |J^T F|``).
+    Nocedal, Wright, Numerical Optimization, 2nd edition, sections 10.3 and 11.2. More, The Levenberg-Marquardt
+    algorithm: implementation and theory, 1978.
 """
 
 import dataclasses
@@ -107,7 +107,7 @@ class GaussNewton:
     check, init, status, finish = _check, _init, _status, _finish
 
     def step(self, problem: BatchedProblem, x: Inputs, state: LeastSquaresState) -> LeastSquaresState:
-        d = _direction(state, torch.zeros_like(state.reach))
+        d = _direction(state, torch.full_like(state.reach, torch.inf))
         return _move(self, problem, x, state, d, (state.reach / length(d)).nan_to_num(nan=1.0).clamp(max=1.0))
 
 
@@ -127,8 +127,8 @@ class LevenbergMarquardt:
         As for :class:`GaussNewton`.
 
     References:
-        Fan, Yuan, On the quadratic convergence of the Levenberg-Marquardt method without nonsingularity assumption,
-        2005.
+        More, The Levenberg-Marquardt algorithm: implementation and theory, 1978. Where we differ: ``tau`` comes from
+        a bound on the step and not from an iteration, so that each step costs one factorization.
     """
 
     rtol: float | None = None
@@ -141,8 +141,7 @@ class LevenbergMarquardt:
     check, init, status, finish = _check, _init, _status, _finish
 
     def step(self, problem: BatchedProblem, x: Inputs, state: LeastSquaresState) -> LeastSquaresState:
-        slope = length(times(state.J.mT, state.F))
-        return _move(self, problem, x, state, _direction(state, slope / state.reach), torch.ones_like(state.reach))
+        return _move(self, problem, x, state, _direction(state, state.reach), torch.ones_like(state.reach))
 
 
 def _move(
@@ -195,47 +194,61 @@ def _move(
     )
 
 
-def _direction(state: LeastSquaresState, tau: Tensor) -> Tensor:
-    """``argmin_d |F + J d|^2 + tau |d|^2``, differentiable in ``F`` and ``J``."""
+def _direction(state: LeastSquaresState, limit: Tensor) -> Tensor:
+    """``argmin_d |F + J d|^2``, damped where that is not unique or longer than ``limit``; differentiable."""
     F, J = state.F.detach(), state.J.detach()
-    Q, R, tau = _regular_factor(J, tau)
-    d = -torch.linalg.solve_triangular(R, Q.mT @ F[..., None], upper=True)[..., 0]
+    Q, R, regular = _orthogonal_factor(J)
+    newton = -torch.linalg.solve_triangular(R, Q.mT @ F[..., None], upper=True)[..., 0]
+    slope = times(J.mT, F)
+    tau = torch.maximum(length(slope) / limit, _tiny(J))
+    L = _damped_factor(J, tau)
+    free = regular & (length(newton) <= limit)
+    tau = torch.where(free, 0.0, tau)
+    d = torch.where(free[:, None], newton, -_back(L, slope))
     if not is_differentiated():
         return d
-    # K = J^T J + tau I = R^T R. Each pass with the constant R makes one more order of derivatives exact, and
-    # leaves the value alone, which is better than the normal equations would make it.
+    # K = J^T J + tau I = L L^T. Each pass with the constant L makes one more order of derivatives exact, and leaves
+    # the value alone, which is better than the normal equations would make it.
+    L = torch.where(free[:, None, None], R.mT, L)
     for _ in range(2):
         residual = -times(state.J.mT, state.F + times(state.J, d)) - tau[:, None] * d
-        d = d + torch.cholesky_solve((residual - residual.detach())[..., None], R.mT)[..., 0]
+        d = d + _back(L, residual - residual.detach())
     return d
-
-
-def _factor(J: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows of ``Q`` that meet ``J`` in ``[J; sqrt(tau) I] = Q R``, ``R``, and whether its rank is full."""
-    num_rows, m = J.shape[1:]
-    identity = torch.eye(m, dtype=J.dtype, device=J.device)
-    stacked = torch.cat([J, tau.sqrt()[:, None, None] * identity], dim=1)
-    Q, R = torch.linalg.qr(stacked)
-    pivots = R.diagonal(dim1=-2, dim2=-1).abs()
-    regular = (pivots > torch.finfo(J.dtype).eps ** 0.85 * stacked.square().sum(1).sqrt()).all(-1)
-    return Q[:, :num_rows], R, regular
-
-
-def _regular_factor(J: Tensor, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``Q``, ``R`` and ``tau``, raised where ``[J; sqrt(tau) I]`` is singular to working precision."""
-    size = _size(J).square()
-    tiny = torch.finfo(J.dtype).eps ** 0.5 * torch.where(size > 0, size, 1.0)
-    Q, R, regular = _factor(J, tau)
-    Q_next, R_next, _ = _factor(J, tau + tiny)
-    Q, R = (torch.where(regular[:, None, None], *pair) for pair in ((Q, Q_next), (R, R_next)))
-    return Q, R, torch.where(regular, tau, tau + tiny)
 
 
 def inverse(J: Tensor) -> Tensor:
     """The inverse of each square matrix, (nearly) the pseudo-inverse where it is singular; a constant."""
     J = J.detach()
-    Q, R, _ = _regular_factor(J, J.new_zeros(J.shape[0]))
-    return torch.linalg.solve_triangular(R, Q.mT, upper=True)
+    Q, R, regular = _orthogonal_factor(J)
+    exact = torch.linalg.solve_triangular(R, Q.mT, upper=True)
+    damped = torch.cholesky_solve(J.mT, _damped_factor(J, _tiny(J)))
+    return torch.where(regular[:, None, None], exact, damped)
+
+
+def _orthogonal_factor(J: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``J = Q R`` with square ``R``, and whether the columns are independent to working precision."""
+    num_rows, m = J.shape[1:]
+    if num_rows < m:
+        J = torch.nn.functional.pad(J, (0, 0, 0, m - num_rows))
+    Q, R = torch.linalg.qr(J)
+    pivots, size = R.diagonal(dim1=-2, dim2=-1).abs(), J.square().sum(1).sqrt()
+    return Q[:, :num_rows], R, (pivots > torch.finfo(J.dtype).eps ** 0.85 * size).all(-1)
+
+
+def _damped_factor(J: Tensor, tau: Tensor) -> Tensor:
+    """The Cholesky factor of ``J^T J + tau I``, for a ``tau`` that keeps it regular."""
+    identity = torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
+    return torch.linalg.cholesky_ex(J.mT @ J + tau[:, None, None] * identity)[0]
+
+
+def _tiny(J: Tensor) -> Tensor:
+    """The least ``tau`` with which ``J^T J + tau I`` is regular, whatever ``J``."""
+    size = _size(J).square()
+    return torch.finfo(J.dtype).eps ** 0.5 * torch.where(size > 0, size, 1.0)
+
+
+def _back(L: Tensor, vector: Tensor) -> Tensor:
+    return torch.cholesky_solve(vector.unsqueeze(-1), L).squeeze(-1)
 
 
 def _expand(problem: BatchedProblem, x: Inputs, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ from torchddn.derivatives import gradient, jacobian, value_and_gradient
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, is_differentiated
 from torchddn.solvers.expansion import largest, length, times, value_and_jacobian
-from torchddn.solvers.least_squares import GaussNewton
+from torchddn.solvers.least_squares import LevenbergMarquardt
 from torchddn.solvers.options import check_suits, check_termination, default_rtol, far
 from torchddn.status import Status
 
@@ -233,7 +233,8 @@ class Newton:
 
     Minimization: :class:`SQP` without constraints. It finds minima: saddles and maxima are left along the direction
     of least curvature, and singular Hessians (minima that are not isolated) do no harm. Roots and fixed points:
-    :class:`GaussNewton`, whose step for a square regular system is Newton's. Quadratic convergence either way.
+    :class:`LevenbergMarquardt`, whose full step for a square regular system is Newton's. Quadratic convergence either
+    way.
     Cost O(m^3) per item and step, memory O(m^2).
 
     Args:
@@ -243,7 +244,7 @@ class Newton:
         max_steps: Most steps for an item.
 
     Status:
-        As for :class:`SQP` and :class:`GaussNewton`.
+        As for :class:`SQP` and :class:`LevenbergMarquardt`.
     """
 
     rtol: float | None = None
@@ -268,8 +269,8 @@ class Newton:
     def finish(self, problem: BatchedProblem, x: Inputs, state: Any) -> tuple[Tensor, Tensor]:
         return self._method(problem).finish(problem, x, state)
 
-    def _method(self, problem: BatchedProblem) -> SQP | GaussNewton:
-        method = SQP if problem.kind == "minimize" else GaussNewton
+    def _method(self, problem: BatchedProblem) -> SQP | LevenbergMarquardt:
+        method = SQP if problem.kind == "minimize" else LevenbergMarquardt
         return method(self.rtol, self.atol, self.max_steps)
 
 

@@ -222,10 +222,10 @@ class Broyden:
         left, right = self._updated(state, s.detach(), (F - state.F).detach())
         y_next, F_next = (torch.where(accepted[:, None], *pair) for pair in ((y, state.y), (F, state.F)))
         d = -_apply(state.inverse, left, right, F_next)
-        # Near the end |F| is rounding and the quality of d is what counts.
-        near = ~accepted & (largest(state.d) <= eps**0.5 * state.scale)
-        verdict = torch.where(~accepted & (largest(s) <= 64 * eps * state.scale), int(Status.STALLED), RUNNING)
-        verdict = torch.where(near, int(Status.CONVERGED), verdict)
+        # No step, however short, reduces |F|: rounding, if the full step is about as small as it should be.
+        stuck = ~accepted & (largest(s) <= 64 * eps * state.scale)
+        close = largest(state.d) <= 1e3 * default_rtol(y.dtype) * state.scale
+        verdict = torch.where(stuck, torch.where(close, int(Status.CONVERGED), int(Status.STALLED)), RUNNING)
         verdict = torch.where(largest(y_next) > far(y.dtype) * state.span, int(Status.UNBOUNDED), verdict)
         alpha = torch.where(accepted, 1.0, state.alpha * torch.where(finite, 0.5, 0.1))
         return BroydenState(
