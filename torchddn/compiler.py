@@ -1,7 +1,5 @@
 """What ``torch.compile`` leaves alone while it compiles the network around it."""
 
-import functools
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -15,17 +13,7 @@ _Call = TypeVar("_Call", bound=Callable[..., Any])
 def uncompiled(function: _Call) -> _Call:
     """Returns ``function`` such that a compiled caller breaks its graph there and calls it as it is.
 
-    Solvers loop until they are done, and read values to know. Not ``torch.compiler.disable``, which would import the
-    compiler for everybody and double the time of ``import torchddn``.
+    Solvers loop until they are done, and read values to know. ``torch.compiler.disable`` does the same, but imports
+    the compiler at once and doubles the time of ``import torchddn``; this waits for the first call.
     """
-    disabled: list[Callable[..., Any]] = []
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:  # then nobody compiles
-            return function(*args, **kwargs)
-        if not disabled:
-            disabled.append(torch.compiler.disable(function))
-        return disabled[0](*args, **kwargs)
-
-    return cast(_Call, call)
+    return cast(_Call, torch._disable_dynamo(function))  # pyright: ignore[reportPrivateImportUsage]

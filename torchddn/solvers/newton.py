@@ -140,66 +140,24 @@ class SQP:
         )
 
     def step(self, problem: BatchedProblem, x: Inputs, state: SQPState) -> SQPState:
-        eps = torch.finfo(state.point.y.dtype).eps
-        point = state.point
-        scales = _measure(point, state.scale)
-        system = _make_convex(point, state.shift, scales)
-        d, nu = system.newton_step(point)
-        sigma = _weights(point, d, nu, state.sigma, system)
-        w, curvature = _least_curvature(system, state.w)
-
-        # Near a saddle or maximum: leave along w, downhill if that is a question.
-        escapes = ~system.convex & (curvature < 0) & (length(d) <= 0.1 * scales.distance)
-        downhill = torch.where((point.L_y.detach() * w).sum(-1) > 0, -1.0, 1.0)
-        leap = torch.where(escapes, torch.minimum(0.5 * scales.distance, state.reach), 0.0)
-        d = d + (leap * downhill)[:, None] * w
-
-        # Where tau had to be made up, so was the length of d.
-        limit = torch.where(system.tau > 0, torch.minimum(state.reach, 10 * scales.distance), state.reach)
-        restoration = _Restoration.of(state)
-        d = _where(restoration.active, restoration.d, d)
-        alpha = (limit / length(d)).nan_to_num(nan=1.0).clamp(max=1.0)
-        moved = alpha[:, None] * d
-        y = self._corrected(problem, x, point, system, moved)
-        trial = _expand(problem, x, _where(restoration.active, point.y + moved, y))
-
-        merit = _Merit.of(point, trial, d, alpha, sigma, system).where(restoration.active, restoration.merit(trial))
-        tolerance = self._rtol(y) * scales.reference + self.atol
-        step_size = largest(moved)
-        near = step_size <= eps**0.4 * scales.reference
-        error, at_rounding = _error(point, system, scales), 16 * eps * scales.reference
-        contracts = (_error(trial, system, scales) <= torch.maximum(error, at_rounding)) & ~restoration.active
-        hidden = near | merit.at_rounding
-        accepted = _is_finite(trial) & (merit.falls | (hidden & contracts) | (step_size <= tolerance))
-
-        violated = largest(restoration.h) > eps**0.4 * scales.reference
-        stuck = ~accepted & near
-        optimal = (largest(d) <= tolerance) | (error <= at_rounding)
-        optimal = optimal | (stuck & ((error <= eps**0.5 * scales.reference) | merit.at_rounding))
-        runs_away = accepted & (largest(trial.y) > far(y.dtype) * state.span) & (merit.actual > 0)
-        verdict = torch.full_like(state.verdict, RUNNING)
-        for holds, status in (
-            (stuck & ~violated, Status.STALLED),
-            (optimal & system.convex & ~violated & ~restoration.active, Status.CONVERGED),
-            (violated & (restoration.stationary | (stuck & restoration.active)), Status.INFEASIBLE),
-            (runs_away | (trial.f == -torch.inf), Status.UNBOUNDED),
-        ):
-            verdict = torch.where(holds, int(status), verdict)
-
-        walked = alpha * length(d)
-        reach = torch.where(accepted, torch.maximum(state.reach, 4 * walked), walked * merit.shrinkage)
+        move = _propose(problem, x, state)
+        accepted, verdict = self._judge(state, move)
+        trial, restoration = move.trial, move.restoration
+        walked = move.alpha * length(move.d)
+        reach = torch.where(accepted, torch.maximum(state.reach, 4 * walked), walked * move.merit.shrinkage)
         # Steps that become short where the constraints do not hold: their gradients depend on each other, almost.
         # Forget the objective until |h| is smaller.
-        enters = violated & ~accepted & ~restoration.active & (reach <= 1e-2 * scales.distance)
+        short = ~accepted & (reach <= 1e-2 * move.scales.distance)
+        enters = short & ~restoration.active & restoration.is_needed(move.scales)
+        leaves = accepted & restoration.active & (restoration.violation(trial) <= state.goal)
         goal = torch.where(enters, 0.5 * length(restoration.h), state.goal)
-        leaves = restoration.active & accepted & (restoration.violation(trial) <= state.goal)
         return SQPState(
-            point=_choose(accepted, trial, point),
-            w=w,
-            shift=system.next_shift(state.shift, curvature, scales),
+            point=_choose(accepted, trial, state.point),
+            w=move.w,
+            shift=move.system.next_shift(state.shift, move.curvature, move.scales),
             reach=torch.where(leaves | enters, torch.inf, reach),
             # Weights that a detour called for must not keep the rest of the way close to the constraints.
-            sigma=_where(accepted, 0.25 * sigma, sigma),
+            sigma=_where(accepted, 0.25 * move.sigma, move.sigma),
             steepness=_where(accepted, torch.maximum(state.steepness, length(trial.h_y)), state.steepness),
             scale=torch.where(accepted, torch.maximum(state.scale, largest(trial.y)), state.scale),
             goal=torch.where(leaves, 0.0, goal),
@@ -213,18 +171,40 @@ class SQP:
     def finish(self, problem: BatchedProblem, x: Inputs, state: SQPState) -> tuple[Tensor, Tensor]:
         return state.point.y, state.point.nu
 
-    def _rtol(self, y: Tensor) -> float:
-        return default_rtol(y.dtype) if self.rtol is None else self.rtol
+    def _judge(self, state: SQPState, move: "_Move") -> tuple[Tensor, Tensor]:
+        """Whether each item takes its step, and what it has come to."""
+        point, trial, scales, system, restoration, merit = (
+            state.point,
+            move.trial,
+            move.scales,
+            move.system,
+            move.restoration,
+            move.merit,
+        )
+        eps = torch.finfo(point.y.dtype).eps
+        rtol = default_rtol(point.y.dtype) if self.rtol is None else self.rtol
+        tolerance = rtol * scales.reference + self.atol
+        step_size = move.alpha * largest(move.d)
+        near = step_size <= eps**0.4 * scales.reference
+        error, at_rounding = _error(point, system, scales), 16 * eps * scales.reference
+        contracts = (_error(trial, system, scales) <= torch.maximum(error, at_rounding)) & ~restoration.active
+        hidden = near | merit.at_rounding
+        accepted = _is_finite(trial) & (merit.falls | (hidden & contracts) | (step_size <= tolerance))
 
-    def _corrected(self, problem: BatchedProblem, x: Inputs, point: _Point, system: "_System", moved: Tensor) -> Tensor:
-        """``y + moved``, brought back to where the linearized constraints say it should be."""
-        y = point.y + moved
-        if not problem.p:
-            return y
-        bend = problem.equality(y, x) - point.h - times(point.h_y, moved)
-        c, _ = system.solve(torch.zeros_like(y), -bend / system.row_scale)
-        usable = length(c) <= 0.5 * length(moved)  # False for NaN
-        return _where(usable, y + c, y)
+        violated = restoration.is_needed(scales)
+        stuck = ~accepted & near
+        optimal = (largest(move.d) <= tolerance) | (error <= at_rounding)
+        optimal = optimal | (stuck & ((error <= eps**0.5 * scales.reference) | merit.at_rounding))
+        runs_away = accepted & (largest(trial.y) > far(point.y.dtype) * state.span) & (merit.actual > 0)
+        verdict = torch.full_like(state.verdict, RUNNING)
+        for holds, status in (
+            (stuck & ~violated, Status.STALLED),
+            (optimal & system.convex & ~violated & ~restoration.active, Status.CONVERGED),
+            (violated & (restoration.stationary | (stuck & restoration.active)), Status.INFEASIBLE),
+            (runs_away | (trial.f == -torch.inf), Status.UNBOUNDED),
+        ):
+            verdict = torch.where(holds, int(status), verdict)
+        return accepted, verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,6 +295,58 @@ def _multipliers(f_y: Tensor, h_y: Tensor) -> Tensor:
     for _ in range(3):
         nu = nu - _back(factor, times(A, f_y + times(A.mT, nu)))
     return nu / row_scale
+
+
+class _Move(NamedTuple):
+    """A step ``alpha d``, where it leads, and what it was made of."""
+
+    d: Tensor
+    alpha: Tensor
+    trial: _Point
+    merit: "_Merit"
+    sigma: Tensor
+    w: Tensor
+    curvature: Tensor  # along w
+    scales: "_Scales"
+    system: "_System"
+    restoration: "_Restoration"
+
+
+def _propose(problem: BatchedProblem, x: Inputs, state: SQPState) -> _Move:
+    point = state.point
+    scales = _measure(point, state.scale)
+    system = _make_convex(point, state.shift, scales)
+    d, nu = system.newton_step(point)
+    sigma = _weights(point, d, nu, state.sigma, system)
+    w, curvature = _least_curvature(system, state.w)
+
+    # Near a saddle or maximum: leave along w, downhill if that is a question.
+    escapes = ~system.convex & (curvature < 0) & (length(d) <= 0.1 * scales.distance)
+    downhill = torch.where((point.L_y.detach() * w).sum(-1) > 0, -1.0, 1.0)
+    leap = torch.where(escapes, torch.minimum(0.5 * scales.distance, state.reach), 0.0)
+    d = d + (leap * downhill)[:, None] * w
+    restoration = _Restoration.of(state)
+    d = _where(restoration.active, restoration.d, d)
+
+    # Where tau had to be made up, so was the length of d.
+    limit = torch.where(system.tau > 0, torch.minimum(state.reach, 10 * scales.distance), state.reach)
+    alpha = (limit / length(d)).nan_to_num(nan=1.0).clamp(max=1.0)
+    moved = alpha[:, None] * d
+    y = _correct(problem, x, point, system, moved)
+    trial = _expand(problem, x, _where(restoration.active, point.y + moved, y))
+    merit = _Merit.of(point, trial, d, alpha, sigma, system).where(restoration.active, restoration.merit(trial))
+    return _Move(d, alpha, trial, merit, sigma, w, curvature, scales, system, restoration)
+
+
+def _correct(problem: BatchedProblem, x: Inputs, point: _Point, system: "_System", moved: Tensor) -> Tensor:
+    """``y + moved``, brought back to where the linearized constraints say it should be."""
+    y = point.y + moved
+    if not problem.p:
+        return y
+    bend = problem.equality(y, x) - point.h - times(point.h_y, moved)
+    c, _ = system.solve(torch.zeros_like(y), -bend / system.row_scale)
+    usable = length(c) <= 0.5 * length(moved)  # False for NaN
+    return _where(usable, y + c, y)
 
 
 class _Scales(NamedTuple):
@@ -496,6 +528,10 @@ class _Restoration(NamedTuple):
         identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
         L, _ = torch.linalg.cholesky_ex(A.mT @ A + tau[:, None, None] * identity)
         return _Restoration(state.goal > 0, -_back(L, slope), h, A, row_scale)
+
+    def is_needed(self, scales: _Scales) -> Tensor:
+        """Whether the constraints do not hold, and not by rounding alone."""
+        return largest(self.h) > torch.finfo(self.h.dtype).eps ** 0.4 * scales.reference
 
     @property
     def stationary(self) -> Tensor:
