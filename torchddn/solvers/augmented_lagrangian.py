@@ -23,8 +23,8 @@ from torchddn.derivatives import jacobian, vjp
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, freeze
 from torchddn.solvers.descent import LBFGS, LBFGSState, minimize_init, minimize_restart, minimize_step
-from torchddn.solvers.expansion import largest, length
 from torchddn.solvers.options import check_count, check_suits, check_termination, default_rtol
+from torchddn.solvers.vectors import largest, length
 from torchddn.status import Status
 
 __all__ = ["AugmentedLagrangian"]
@@ -52,7 +52,8 @@ class AugmentedLagrangian:
 
     Needs products with derivatives only (and ``h_y`` once, for its scale): for more variables than :class:`SQP` can
     factor. Linear convergence of the rounds, hundreds of steps; a first-order method, it does not tell a minimum
-    from a saddle. Cost O(history m) per item and step beside two gradients.
+    from a saddle. Cost O(history m) per item and step beside two gradients. When it is unrolled, the derivative is
+    that of the steps until convergence, a few digits less accurate than the answer.
 
     Args:
         history: Memory of the inner :class:`LBFGS`.

@@ -139,9 +139,9 @@ def unroll(
 ) -> tuple[Tensor, Tensor]:
     """Returns ``y`` and ``nu`` after exactly ``num_steps`` differentiable steps (None: the solver's ``max_steps``).
 
-    Nothing is read and nothing is frozen, so it runs inside ``torch.func`` transforms. An item that has converged
+    Nothing is read, so it runs inside ``torch.func`` transforms, and nothing is frozen. An item that has converged
     goes on: its further steps move it by rounding errors only, and each brings the derivative closer to that of
-    the solution.
+    the solution. (Solvers see to that in their steps, where they could not tell rounding from progress.)
 
     Raises:
         InvalidInputError: If the solver cannot solve problems of this kind, or has no steps to differentiate.

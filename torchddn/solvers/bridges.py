@@ -14,9 +14,9 @@ from torchddn.derivatives import gradient, hessian, jacobian, value_and_gradient
 from torchddn.errors import InvalidInputError
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import Inputs, Result, Run, solve
-from torchddn.solvers.expansion import largest
 from torchddn.solvers.newton import estimate_multipliers
 from torchddn.solvers.options import check_choice, check_count, check_number, check_suits
+from torchddn.solvers.vectors import largest
 from torchddn.status import Status
 
 __all__ = ["SciPy"]

@@ -21,9 +21,9 @@ from torchddn.derivatives import gradient, jvp, value_and_gradient
 from torchddn.errors import InvalidInputError
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs
-from torchddn.solvers.expansion import largest, length
 from torchddn.solvers.options import check_count, check_number, check_suits, check_termination, default_rtol, far
 from torchddn.solvers.search import Bracket, StrongWolfe
+from torchddn.solvers.vectors import largest, length
 from torchddn.status import Status
 
 __all__ = ["LBFGS", "GradientDescent", "LBFGSState", "minimize_init", "minimize_restart", "minimize_step"]
@@ -53,7 +53,8 @@ class LBFGSState(NamedTuple):
 class LBFGS:
     """``y = argmin_y f(y)`` by the limited-memory BFGS method with a strong Wolfe line search.
 
-    Superlinear in practice. Cost O(history m) per item and step beside one gradient: for many variables.
+    Superlinear in practice. Cost O(history m) per item and step beside one gradient: for many variables. A first-order
+    method: a start where the gradient vanishes is returned, be it a minimum or not.
 
     Args:
         history: Pairs of step and gradient change that are kept.

@@ -7,7 +7,7 @@ from torch import Tensor
 from torchddn.derivatives import Linearization, inside_transform, jacobian
 from torchddn.solvers.base import is_differentiated
 
-__all__ = ["largest", "length", "times", "value_and_jacobian"]
+__all__ = ["value_and_jacobian"]
 
 
 def value_and_jacobian(function: Callable[[Tensor], Tensor], y: Tensor, work: int) -> tuple[Tensor, Tensor]:
@@ -17,19 +17,3 @@ def value_and_jacobian(function: Callable[[Tensor], Tensor], y: Tensor, work: in
     linearization = Linearization(function, y, work)
     value = linearization.value if is_differentiated() else linearization.value.detach()
     return value, linearization.dense()
-
-
-def times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """``(B, r, m)`` times ``(B, m)``, ``(B, r)``."""
-    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
-
-
-def length(vector: Tensor) -> Tensor:
-    """Euclidean norm of each row, ``(B,)``, for decisions: no derivative flows."""
-    return vector.detach().square().sum(-1).sqrt()
-
-
-def largest(vector: Tensor) -> Tensor:
-    """Largest magnitude in each row, ``(B,)``, for decisions; zero where there are no columns."""
-    vector = vector.detach()
-    return vector.abs().amax(-1) if vector.shape[-1] else vector.new_zeros(vector.shape[0])

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, is_differentiated
-from torchddn.solvers.expansion import largest, length, times, value_and_jacobian
+from torchddn.solvers.expansion import value_and_jacobian
 from torchddn.solvers.options import check_suits, check_termination, default_rtol, far
+from torchddn.solvers.vectors import back_substitute, divide, identity_like, largest, length, times
 from torchddn.status import Status
 
 __all__ = ["GaussNewton", "LevenbergMarquardt", "inverse"]
@@ -54,7 +55,7 @@ def _check(self: Any, problem: BatchedProblem) -> None:
 def _init(self: Any, problem: BatchedProblem, x: Inputs, y: Tensor) -> LeastSquaresState:
     F, J = _expand(problem, x, y)
     size = length(F)
-    span = torch.maximum(length(y), _divide(size, _size(J)))
+    span = torch.maximum(length(y), divide(size, _size(J)))
     return LeastSquaresState(
         y=y,
         F=F,
@@ -158,7 +159,7 @@ def _move(
     model = state.F + alpha[:, None] * times(state.J, d)
     predicted, actual = (f - _half_square(model)).clamp(min=0), f - f_next
     # Where y = 0 by cancellation, y itself is no scale; the length at which F would double is.
-    reference = torch.maximum(state.scale, _divide(length(state.F), size))
+    reference = torch.maximum(state.scale, divide(length(state.F), size))
     tolerance = tolerance * reference + self.atol
     near = step_size <= eps**0.4 * reference
     error, error_next = _error(state.F, state.J, size), _error(F, J, size)
@@ -204,7 +205,7 @@ def _direction(state: LeastSquaresState, limit: Tensor) -> Tensor:
     L = _damped_factor(J, tau)
     free = regular & (length(newton) <= limit)
     tau = torch.where(free, 0.0, tau)
-    d = torch.where(free[:, None], newton, -_back(L, slope))
+    d = torch.where(free[:, None], newton, -back_substitute(L, slope))
     if not is_differentiated():
         return d
     # K = J^T J + tau I = L L^T. Each pass with the constant L makes one more order of derivatives exact, and leaves
@@ -212,7 +213,7 @@ def _direction(state: LeastSquaresState, limit: Tensor) -> Tensor:
     L = torch.where(free[:, None, None], R.mT, L)
     for _ in range(2):
         residual = -times(state.J.mT, state.F + times(state.J, d)) - tau[:, None] * d
-        d = d + _back(L, residual - residual.detach())
+        d = d + back_substitute(L, residual - residual.detach())
     return d
 
 
@@ -237,7 +238,7 @@ def _orthogonal_factor(J: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _damped_factor(J: Tensor, tau: Tensor) -> Tensor:
     """The Cholesky factor of ``J^T J + tau I``, for a ``tau`` that keeps it regular."""
-    identity = torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)
+    identity = identity_like(J)
     return torch.linalg.cholesky_ex(J.mT @ J + tau[:, None, None] * identity)[0]
 
 
@@ -247,17 +248,13 @@ def _tiny(J: Tensor) -> Tensor:
     return torch.finfo(J.dtype).eps ** 0.5 * torch.where(size > 0, size, 1.0)
 
 
-def _back(L: Tensor, vector: Tensor) -> Tensor:
-    return torch.cholesky_solve(vector.unsqueeze(-1), L).squeeze(-1)
-
-
 def _expand(problem: BatchedProblem, x: Inputs, y: Tensor) -> tuple[Tensor, Tensor]:
     return value_and_jacobian(lambda y: problem.residual(y, x), y, problem.work(x))
 
 
 def _error(F: Tensor, J: Tensor, size: Tensor) -> Tensor:
     """How far ``J^T F`` is from zero, as a length in ``y``."""
-    return _divide(length(times(J.mT, F)), size.square())
+    return divide(length(times(J.mT, F)), size.square())
 
 
 def _size(J: Tensor) -> Tensor:
@@ -270,7 +267,3 @@ def _half_square(F: Tensor) -> Tensor:
 
 def _is_finite(y: Tensor, F: Tensor, J: Tensor) -> Tensor:
     return (y.sum(-1) + F.sum(-1) + J.sum((-1, -2))).detach().isfinite()
-
-
-def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    return torch.where(denominator > 0, numerator / denominator, 0.0)

@@ -46,9 +46,10 @@ from torch import Tensor
 from torchddn.derivatives import gradient, jacobian, value_and_gradient
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, is_differentiated
-from torchddn.solvers.expansion import largest, length, times, value_and_jacobian
+from torchddn.solvers.expansion import value_and_jacobian
 from torchddn.solvers.least_squares import LevenbergMarquardt
 from torchddn.solvers.options import check_suits, check_termination, default_rtol, far
+from torchddn.solvers.vectors import back_substitute, divide, identity_like, largest, length, times
 from torchddn.status import Status
 
 __all__ = ["SQP", "Newton", "estimate_multipliers"]
@@ -214,8 +215,7 @@ class Newton:
     Minimization: :class:`SQP` without constraints. It finds minima: saddles and maxima are left along the direction
     of least curvature, and singular Hessians (minima that are not isolated) do no harm. Roots and fixed points:
     :class:`LevenbergMarquardt`, whose full step for a square regular system is Newton's. Quadratic convergence either
-    way.
-    Cost O(m^3) per item and step, memory O(m^2).
+    way. Cost O(m^3) per item and step, memory O(m^2).
 
     Args:
         rtol: Converged when a full step changes no entry of ``y`` by more than ``rtol`` times the largest entry so
@@ -293,7 +293,7 @@ def _multipliers(f_y: Tensor, h_y: Tensor) -> Tensor:
     # The normal equations, twice refined: exact derivatives up to the second order through a constant factor, and
     # an error that grows with the condition of A and not with its square.
     for _ in range(3):
-        nu = nu - _back(factor, times(A, f_y + times(A.mT, nu)))
+        nu = nu - back_substitute(factor, times(A, f_y + times(A.mT, nu)))
     return nu / row_scale
 
 
@@ -364,7 +364,7 @@ def _measure(point: _Point, scale: Tensor) -> _Scales:
     f_y = length(point.L_y - times(point.h_y.mT, point.nu))
     change = torch.minimum((point.f.abs() / size).sqrt(), point.f.abs() / f_y)
     reference = torch.maximum(scale, change.nan_to_num(nan=0.0, posinf=0.0))
-    distance = torch.maximum(reference, torch.maximum(_divide(slope, size), length(_distance(point))))
+    distance = torch.maximum(reference, torch.maximum(divide(slope, size), length(_distance(point))))
     distance = torch.where((distance > 0) & distance.isfinite(), distance, 1.0)
     curvature = torch.maximum(size, slope / distance)
     curvature = torch.where(curvature > 0, curvature, 1.0)
@@ -404,12 +404,12 @@ class _System(NamedTuple):
 
     def solve(self, primal: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
         """``(d, n)`` with ``K d + A' n = primal`` and ``A d - delta n = dual``."""
-        u = _back(self.L, primal)
+        u = back_substitute(self.L, primal)
         if not dual.shape[-1]:
             return u, dual
         A = self.A.detach()
-        n = _back(self.S, times(A, u) - dual)
-        return _back(self.L, primal - times(A.mT, n)), n
+        n = back_substitute(self.S, times(A, u) - dual)
+        return back_substitute(self.L, primal - times(A.mT, n)), n
 
     def next_shift(self, shift: Tensor, curvature: Tensor, scales: _Scales) -> Tensor:
         """Closer to the least that will do: smaller after success, larger after failure."""
@@ -433,7 +433,7 @@ def _make_convex(point: _Point, shift: Tensor, scales: _Scales) -> _System:
     else:
         levels = [(none, none), (tiny, none), (shift, none), (bound, none)]
     gram = A.mT @ A
-    identity = torch.eye(L_yy.shape[-1], dtype=L_yy.dtype, device=L_yy.device)
+    identity = identity_like(L_yy)
     taken = [torch.zeros_like(L_yy), none, none]  # L, tau, rho
     level = torch.full_like(unit, len(levels), dtype=torch.int64)
     for i, (tau, rho) in enumerate(levels):
@@ -525,9 +525,9 @@ class _Restoration(NamedTuple):
             return _Restoration(state.goal > 0, slope, h, A, row_scale)
         size = A.square().sum((-1, -2))
         tau = length(slope) / state.reach + torch.finfo(h.dtype).eps ** 0.5 * torch.where(size > 0, size, 1.0)
-        identity = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+        identity = identity_like(A)
         L, _ = torch.linalg.cholesky_ex(A.mT @ A + tau[:, None, None] * identity)
-        return _Restoration(state.goal > 0, -_back(L, slope), h, A, row_scale)
+        return _Restoration(state.goal > 0, -back_substitute(L, slope), h, A, row_scale)
 
     def is_needed(self, scales: _Scales) -> Tensor:
         """Whether the constraints do not hold, and not by rounding alone."""
@@ -575,20 +575,12 @@ def _regularize(S: Tensor) -> Tensor:
     diagonal = S.detach().diagonal(dim1=-2, dim2=-1)
     delta = torch.finfo(S.dtype).eps ** (2 / 3) * largest(diagonal)
     delta = torch.where(delta > 0, delta, 1.0)
-    return S + delta[:, None, None] * torch.eye(S.shape[-1], dtype=S.dtype, device=S.device)
-
-
-def _back(L: Tensor, vector: Tensor) -> Tensor:
-    return torch.cholesky_solve(vector.unsqueeze(-1), L).squeeze(-1)
+    return S + delta[:, None, None] * identity_like(S)
 
 
 def _norm(matrix: Tensor) -> Tensor:
     """Largest row sum of magnitudes, which bounds every eigenvalue."""
     return matrix.detach().abs().sum(-1).amax(-1)
-
-
-def _divide(numerator: Tensor, denominator: Tensor) -> Tensor:
-    return torch.where(denominator > 0, numerator / denominator, 0.0)
 
 
 def _where(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from torchddn.derivatives import jacobian, jvp, vjp
 from torchddn.errors import InvalidInputError
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs
-from torchddn.solvers.expansion import largest, length, times
 from torchddn.solvers.least_squares import inverse
 from torchddn.solvers.options import check_count, check_number, check_suits, check_termination, default_rtol, far
+from torchddn.solvers.vectors import largest, length, times
 from torchddn.status import Status
 
 __all__ = ["Anderson", "Bisection", "Broyden"]

@@ -1,0 +1,37 @@
+"""Batches of vectors and matrices: the few operations that solvers share."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["back_substitute", "divide", "identity_like", "largest", "length", "times"]
+
+
+def times(matrix: Tensor, vector: Tensor) -> Tensor:
+    """``(B, r, m)`` times ``(B, m)``, ``(B, r)``."""
+    return (matrix @ vector.unsqueeze(-1)).squeeze(-1)
+
+
+def back_substitute(L: Tensor, vector: Tensor) -> Tensor:
+    """``u`` with ``L L^T u = vector``, ``(B, m)``."""
+    return torch.cholesky_solve(vector.unsqueeze(-1), L).squeeze(-1)
+
+
+def identity_like(matrix: Tensor) -> Tensor:
+    """The identity with as many columns as ``matrix`` has."""
+    return torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+
+
+def length(vector: Tensor) -> Tensor:
+    """Euclidean norm of each row, ``(B,)``, for decisions: no derivative flows."""
+    return vector.detach().square().sum(-1).sqrt()
+
+
+def largest(vector: Tensor) -> Tensor:
+    """Largest magnitude in each row, ``(B,)``, for decisions; zero where there are no columns."""
+    vector = vector.detach()
+    return vector.abs().amax(-1) if vector.shape[-1] else vector.new_zeros(vector.shape[0])
+
+
+def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, zero where the denominator is not positive."""
+    return torch.where(denominator > 0, numerator / denominator, 0.0)
