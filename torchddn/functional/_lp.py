@@ -31,12 +31,13 @@ from torch import Tensor
 from torchddn.functional._bracket import find_root
 from torchddn.functional._descent import NOISE
 from torchddn.functional._handmade import Answer
+from torchddn.functional._scalar_pooling import block_size
 from torchddn.status import Status
 
 __all__ = ["LpSphere", "lp_norm", "multiplier"]
 
 _NUM_INVERSE_STEPS = 12  # Newton for (1): quadratic, from within a factor two
-_NUM_BRANCH_STEPS = 40  # ... for p > 2 inside, where two roots may be close
+_NUM_BRANCH_STEPS = 40  # ... for p > 2 inside, at most, where two roots may be close
 _NUM_SCANNED = 64
 
 
@@ -99,42 +100,56 @@ class LpSphere:
         return u if p > 2 else u.pow(e)
 
     def _along_largest(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For p > 2 inside: by a scan of ``t = y_j``, then bisection where the norm crosses one nearest to a."""
-        p = self.p
+        """For p > 2 inside: by a scan of ``t = y_j``, then Newton where the norm crosses one nearest to a."""
+        rows = block_size(_NUM_SCANNED * a.shape[1], a.device)
+        blocks = [self._along_largest_of_block(a) for a in a.split(rows)]
+        y, num_steps, converged = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        return y, num_steps, converged
+
+    def _along_largest_of_block(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p, eps = self.p, torch.finfo(a.dtype).eps
         largest, j = a.max(dim=1, keepdim=True)
         shares = torch.linspace(0, 1, _NUM_SCANNED + 1, dtype=a.dtype, device=a.device)
-        scanned = largest + shares * (1 - largest)  # (R, K + 1)
-        norms, objectives = [], []
-        for t in scanned.split(1, dim=1):
-            y = self._others(a, j, t)
-            norms.append(y.pow(p).sum(dim=1) - 1)
-            objectives.append((y - a).square().sum(dim=1))
-        excess, objective = torch.stack(norms, dim=1), torch.stack(objectives, dim=1)
+        t = largest + shares * (1 - largest)
+        y = self._others(a, j, t)[0]
+        excess, objective = y.pow(p).sum(dim=2) - 1, (y - a.unsqueeze(1)).square().sum(dim=2)
         excess[:, 0], excess[:, -1] = -1, 1  # true up to rounding: the ends are inside and outside
         crossing = (excess[:, :-1] <= 0) & (excess[:, 1:] > 0)
         share = excess[:, :-1] / (excess[:, :-1] - excess[:, 1:])
         at_crossing = objective[:, :-1] + share * objective.diff(dim=1)
         k = torch.where(crossing, at_crossing, torch.inf).argmin(dim=1, keepdim=True)
-        low, high = scanned.gather(1, k), scanned.gather(1, k + 1)
-        eps = torch.finfo(a.dtype).eps
+        low, high = t.gather(1, k), t.gather(1, k + 1)
 
         def look(t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            excess = self._others(a, j, t).pow(p).sum(dim=1, keepdim=True) - 1
-            return excess, torch.zeros_like(t), torch.full_like(t, eps)
+            y, rate = self._others(a, j, t)
+            total = y.pow(p).sum(dim=2)
+            return total - 1, p * (y.pow(p - 1) * rate).sum(dim=2), NOISE * eps * (1 + total)
 
         t, num_steps, converged = find_root(look, low, high, low + (high - low) / 2)
-        return self._others(a, j, t), num_steps.squeeze(1), converged.squeeze(1)
+        return self._others(a, j, t)[0].squeeze(1), num_steps.squeeze(1), converged.squeeze(1)
 
-    def _others(self, a: Tensor, j: Tensor, t: Tensor) -> Tensor:
-        """``y`` whose coordinate j is t, and whose others are the smaller roots of (1): Newton ascends to them."""
+    def _others(self, a: Tensor, j: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``y``, ``(R, k, m)``, with ``t``, ``(R, k)``, as coordinate j and the smaller roots of (1) elsewhere.
+
+        Newton ascends to these from ``x``. Beside them their derivatives in ``t``.
+        """
         p = self.p
-        mu = -(t - a.gather(1, j)) / t.clamp(min=torch.finfo(a.dtype).tiny).pow(p - 1)
-        y = a
+        a, j, t = a.unsqueeze(1), j.unsqueeze(1).expand(-1, t.shape[1], 1), t.unsqueeze(2)
+        largest = a.amax(dim=2, keepdim=True)
+        power = t.clamp(min=torch.finfo(a.dtype).tiny).pow(p - 1)
+        mu = (largest - t) / power
+        y = a.expand(-1, t.shape[1], -1)
         for _ in range(_NUM_BRANCH_STEPS):
             slope = 1 + mu * (p - 1) * y.pow(p - 2)
-            step = (a - y - mu * y.pow(p - 1)) / slope
-            y = torch.where((slope > 0) & (step > 0), torch.minimum(y + step, t), y)
-        return y.scatter(1, j, t)
+            y_next = torch.minimum(y + (a - y - mu * y.pow(p - 1)) / slope, t)
+            y_next = torch.where((slope > 0) & (y_next > y), y_next, y)
+            if torch.equal(y_next, y):
+                break
+            y = y_next
+        mu_t = ((p - 1) * (t - largest) / t.clamp(min=torch.finfo(a.dtype).tiny) - 1) / power
+        slope = 1 + mu * (p - 1) * y.pow(p - 2)
+        rate = torch.where(slope > 0, -mu_t * y.pow(p - 1) / slope, 0)
+        return y.scatter(2, j, t), rate.scatter(2, j, 1.0)
 
     def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
         return (self._tangent(y, v, *inputs),)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from torchddn.derivatives import Linearization, inside_transform, jacobian
+from torchddn.derivatives import Linearization, gradient, hessian, inside_transform, jacobian, value_and_gradient
 from torchddn.solvers.base import is_differentiated
 
-__all__ = ["value_and_jacobian"]
+__all__ = ["value_and_jacobian", "value_gradient_hessian"]
 
 
 def value_and_jacobian(function: Callable[[Tensor], Tensor], y: Tensor, work: int) -> tuple[Tensor, Tensor]:
@@ -17,3 +17,18 @@ def value_and_jacobian(function: Callable[[Tensor], Tensor], y: Tensor, work: in
     linearization = Linearization(function, y, work)
     value = linearization.value if is_differentiated() else linearization.value.detach()
     return value, linearization.dense()
+
+
+def value_gradient_hessian(function: Callable[[Tensor], Tensor], y: Tensor, work: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns ``f``, ``(B,)``, without a graph, and ``f_y``, ``f_yy``, of a function with values ``(B,)``."""
+    if inside_transform():
+        return function(y).detach(), gradient(function, y), hessian(function, y, work)
+    values: list[Tensor] = []
+
+    def f_y(y: Tensor) -> Tensor:
+        value, slope = value_and_gradient(function, y)
+        values.append(value.detach())
+        return slope
+
+    slope, curvature = value_and_jacobian(f_y, y, work)
+    return values[0], slope, curvature

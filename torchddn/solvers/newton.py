@@ -46,10 +46,10 @@ from torch import Tensor
 from torchddn.derivatives import gradient, jacobian, value_and_gradient
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, is_differentiated
-from torchddn.solvers.expansion import value_and_jacobian
+from torchddn.solvers.expansion import value_and_jacobian, value_gradient_hessian
 from torchddn.solvers.least_squares import LevenbergMarquardt
 from torchddn.solvers.options import check_suits, check_termination, default_rtol, far
-from torchddn.solvers.vectors import back_substitute, divide, identity_like, largest, length, times
+from torchddn.solvers.vectors import back_substitute, divide, identity_like, is_settled, largest, length, times
 from torchddn.status import Status
 
 __all__ = ["SQP", "Newton", "estimate_multipliers"]
@@ -261,9 +261,9 @@ def _expand(problem: BatchedProblem, x: Inputs, y: Tensor) -> _Point:
         return problem.objective(y, x)
 
     if not problem.p:
-        L_y, L_yy = value_and_jacobian(lambda y: gradient(objective, y), y, work)
+        f, L_y, L_yy = value_gradient_hessian(objective, y, work)
         none = y.new_zeros(y.shape[0], 0)
-        return _Point(y, none, objective(y).detach(), none, y.new_zeros(*none.shape, problem.m), L_y, L_yy)
+        return _Point(y, none, f, none, y.new_zeros(*none.shape, problem.m), L_y, L_yy)
 
     f, f_y = value_and_gradient(objective, y)
     h, h_y = value_and_jacobian(lambda y: problem.equality(y, x), y, work)
@@ -322,27 +322,31 @@ def _propose(problem: BatchedProblem, x: Inputs, state: SQPState) -> _Move:
 
     # Near a saddle or maximum: leave along w, downhill if that is a question.
     escapes = ~system.convex & (curvature < 0) & (length(d) <= 0.1 * scales.distance)
-    downhill = torch.where((point.L_y.detach() * w).sum(-1) > 0, -1.0, 1.0)
-    leap = torch.where(escapes, torch.minimum(0.5 * scales.distance, state.reach), 0.0)
-    d = d + (leap * downhill)[:, None] * w
+    if not is_settled(~escapes):
+        downhill = torch.where((point.L_y.detach() * w).sum(-1) > 0, -1.0, 1.0)
+        leap = torch.where(escapes, torch.minimum(0.5 * scales.distance, state.reach), 0.0)
+        d = d + (leap * downhill)[:, None] * w
     restoration = _Restoration.of(state)
-    d = _where(restoration.active, restoration.d, d)
+    if problem.p:
+        d = _where(restoration.active, restoration.d, d)
 
     # Where tau had to be made up, so was the length of d.
     limit = torch.where(system.tau > 0, torch.minimum(state.reach, 10 * scales.distance), state.reach)
     alpha = (limit / length(d)).nan_to_num(nan=1.0).clamp(max=1.0)
     moved = alpha[:, None] * d
-    y = _correct(problem, x, point, system, moved)
-    trial = _expand(problem, x, _where(restoration.active, point.y + moved, y))
-    merit = _Merit.of(point, trial, d, alpha, sigma, system).where(restoration.active, restoration.merit(trial))
+    y = point.y + moved
+    if problem.p:
+        y = _where(restoration.active, y, _correct(problem, x, point, system, moved))
+    trial = _expand(problem, x, y)
+    merit = _Merit.of(point, trial, d, alpha, sigma, system)
+    if problem.p:
+        merit = merit.where(restoration.active, restoration.merit(trial))
     return _Move(d, alpha, trial, merit, sigma, w, curvature, scales, system, restoration)
 
 
 def _correct(problem: BatchedProblem, x: Inputs, point: _Point, system: "_System", moved: Tensor) -> Tensor:
     """``y + moved``, brought back to where the linearized constraints say it should be."""
     y = point.y + moved
-    if not problem.p:
-        return y
     bend = problem.equality(y, x) - point.h - times(point.h_y, moved)
     c, _ = system.solve(torch.zeros_like(y), -bend / system.row_scale)
     usable = length(c) <= 0.5 * length(moved)  # False for NaN
@@ -395,8 +399,8 @@ class _System(NamedTuple):
         right = -(point.L_y + self.rho[:, None] * times(self.A.mT, h))
         d, dnu = self.solve(right.detach(), -h.detach())
         # Let K = K_0 + dK with the factored constant K_0. Each refinement makes one more order in dK exact, and takes
-        # out the error that rounding and delta left.
-        for _ in range(2 if is_differentiated() else 1):
+        # out the error that delta left, if there are constraints.
+        for _ in range(2 if is_differentiated() else min(1, h.shape[-1])):
             residual = right - times(self.K, d) - times(self.A.mT, dnu)
             more_d, more_dnu = self.solve(residual, -h - times(self.A, d))
             d, dnu = d + more_d, dnu + more_dnu
@@ -445,6 +449,8 @@ def _make_convex(point: _Point, shift: Tensor, scales: _Scales) -> _System:
         first = (info == 0) & (regular | (tau > 0)) & (level == len(levels))
         taken = [_where(first, new, old) for new, old in zip((L, tau, rho), taken, strict=True)]
         level = torch.where(first, i, level)
+        if is_settled(level < len(levels)):
+            break
     L, tau, rho = taken
     K = L_yy + tau[:, None, None] * identity + rho[:, None, None] * gram
     S = _regularize(A.detach() @ torch.cholesky_solve(A.mT.detach(), L))
@@ -452,10 +458,11 @@ def _make_convex(point: _Point, shift: Tensor, scales: _Scales) -> _System:
 
 
 def _least_curvature(system: _System, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Two steps of inverse iteration along the constraints: unit ``w`` and ``w' L_yy w``."""
-    for _ in range(2):
-        w, _ = system.solve(w, w.new_zeros(w.shape[0], system.A.shape[1]))
-        w = w / length(w).clamp(min=torch.finfo(w.dtype).tiny)[:, None]
+    """Two steps of inverse iteration along the constraints: unit ``w`` and ``w' L_yy w``; where convex, none."""
+    for _ in range(0 if is_settled(system.convex) else 2):
+        w_next, _ = system.solve(w, w.new_zeros(w.shape[0], system.A.shape[1]))
+        w_next = w_next / length(w_next).clamp(min=torch.finfo(w.dtype).tiny)[:, None]
+        w = _where(system.convex, w, w_next)
     return w, (w * times(system.curvature, w)).sum(-1)
 
 
@@ -592,4 +599,6 @@ def _detached(point: _Point) -> _Point:
 
 
 def _choose(condition: Tensor, new: _Point, old: _Point) -> _Point:
+    if is_settled(condition):
+        return new
     return _Point(*(_where(condition, *pair) for pair in zip(new, old, strict=True)))

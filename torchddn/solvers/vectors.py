@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-__all__ = ["back_substitute", "divide", "identity_like", "largest", "length", "times"]
+from torchddn.derivatives import inside_transform
+
+__all__ = ["back_substitute", "divide", "identity_like", "is_settled", "largest", "length", "times"]
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -35,3 +37,12 @@ def largest(vector: Tensor) -> Tensor:
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
     """The quotient, zero where the denominator is not positive."""
     return torch.where(denominator > 0, numerator / denominator, 0.0)
+
+
+def is_settled(mask: Tensor) -> bool:
+    """Whether work that changes only items outside ``mask`` can be left out.
+
+    True where ``mask`` holds for every item and reading it is free: on the CPU, outside transforms. Elsewhere the
+    answer is False, the work is done for nobody, and the results are the same.
+    """
+    return mask.device.type == "cpu" and not inside_transform() and bool(mask.all())
