@@ -10,6 +10,7 @@ Peers (``pip install -e '.[bench]'``): *jaxopt* compiles LBFGS and implicit diff
 """
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -60,6 +61,8 @@ def _jaxopt(x: np.ndarray) -> Callable[[], np.ndarray]:
 
 def _torchopt(x: np.ndarray) -> Callable[[], np.ndarray]:
     import torchopt
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torchopt")
 
     def stationarity(y: Tensor, x: Tensor) -> Tensor:
         return torch.func.grad(bowl)(y, x)

@@ -128,6 +128,10 @@ def test_problem_from_functions_refuses():
             ddn.Problem.from_functions(**{"objective": square, name: 3})
     with refused("needs `objective`, `equality` or both"):
         ddn.Problem.from_functions()
+    with refused("`initial` must be a tensor (or a nested tuple, list or dict of tensors), got str."):
+        ddn.DeclarativeNode(ddn.Problem.from_functions(square, initial="zero"))(randn(2, 3))
+    with refused("`initial` must return a tensor, got str."):
+        ddn.DeclarativeNode(ddn.Problem.from_functions(square, initial=lambda x: "zero"))(randn(2, 3))
     with refused("this version solves unconstrained"):
         ddn.DeclarativeNode(ddn.Problem.from_functions(square, bounds=(0, 1), initial=torch.zeros(3)))(randn(2, 3))
 
