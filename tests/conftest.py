@@ -1,6 +1,6 @@
 """What every test gets: a device, a seed, one thread, and float64 when it asks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -22,8 +22,11 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed_and_device(device: torch.device) -> Iterator[None]:
+    """Every test starts from the same seed, and makes its tensors on the device unless it says otherwise."""
     torch.manual_seed(0)
+    with device:
+        yield
 
 
 @pytest.fixture

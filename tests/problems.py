@@ -93,12 +93,14 @@ def _contraction(y, x):
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
     """Normal float64 numbers that depend on nothing but the arguments."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    numbers = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+    return numbers.to(torch.get_default_device())
 
 
 def _curve_inputs(size: int) -> tuple[Tensor, ...]:
     t = torch.linspace(0, 2, 6, dtype=torch.float64).expand(size, 6).contiguous()
-    rate = 0.5 + torch.rand(size, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    rate = 0.5 + randn(size, 1, seed=3).abs()
     return t, 1.5 * torch.exp(-rate * t) + 0.01 * randn(size, 6, seed=4)
 
 
