@@ -51,21 +51,18 @@ class LpSphere:
         """``y``; status, steps, and the violation ``| |y|_p - 1 |``, ``(R,)`` each."""
         (x,) = inputs
         a = x.abs()
-        norm = lp_norm(a, self.p)
-        if self.p < 2:
-            y, num_steps, converged = self._along_multiplier(a, norm.new_full(norm.shape, -1.0))
-        else:
-            y, num_steps, converged = self._along_multiplier(a, torch.zeros_like(norm))
-            inside = (norm.squeeze(1) < 1).nonzero().squeeze(1)
-            if inside.numel():
-                for all_rows, rows in zip((y, num_steps, converged), self._along_largest(a[inside]), strict=True):
-                    all_rows[inside] = rows
+        inside = (lp_norm(a, self.p) < 1).squeeze(1) & (self.p > 2)
+        y, num_steps, converged = torch.empty_like(a), inside.to(torch.int64), inside.clone()
+        for which, method in ((~inside, self._along_multiplier), (inside, self._along_largest)):
+            rows = which.nonzero().squeeze(1)
+            if rows.numel():
+                y[rows], num_steps[rows], converged[rows] = method(a[rows])
         y = torch.where(x < 0, -y, y)
         status = torch.where(converged, int(Status.CONVERGED), int(Status.STALLED))
         return y, status, num_steps, (lp_norm(y, self.p) - 1).squeeze(1).abs()
 
-    def _along_multiplier(self, a: Tensor, low: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """By the root of ``1 - sum y(mu)^p``, which grows with mu from ``low`` to ``|a|_q``, 1/p + 1/q = 1."""
+    def _along_multiplier(self, a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """By the root of ``1 - sum y(mu)^p``, which grows with mu; ``mu <= |a|_q``, where 1/p + 1/q = 1."""
         p, eps = self.p, torch.finfo(a.dtype).eps
 
         def look(mu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +74,8 @@ class LpSphere:
             return 1 - total, p * rate.sum(dim=1, keepdim=True), NOISE * eps * (1 + total)
 
         high = lp_norm(a, p / (p - 1))
-        mu, num_steps, converged = find_root(look, low, torch.maximum(high, low), low + (high - low) / 2)
+        low = torch.full_like(high, -1.0 if p < 2 else 0.0)
+        mu, num_steps, converged = find_root(look, low, high, low + (high - low) / 2)
         return self._inverse(a, mu), num_steps.squeeze(1), converged.squeeze(1)
 
     def _inverse(self, a: Tensor, mu: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def project_sphere(
 
     Status:
         NON_FINITE: the vector contains NaN or infinity.
-        STALLED: p other than 1, 2, inf only: not to machine precision, which takes extreme p. Try float64.
+        STALLED: p other than 1, 2, inf only: p or x / radius is too extreme for this precision. Try float64.
 
     Gradients:
         Exact in ``x`` and ``radius``, of every order and in every mode; see ``plateau``. At the center of the L2
@@ -285,17 +285,20 @@ def _onto_l2(x: Tensor, radius: Tensor, size: Tensor, p: float, plateau: str, ba
 
 
 def _onto_l1(x: Tensor, radius: Tensor, size: Tensor, p: float, plateau: str, ball: bool) -> _Projection:
-    a = x.detach().abs()
-    descending = a.sort(dim=1, descending=True).values
+    # Taken from the largest |x_i|, the numbers of the support are no larger than the radius, and so are their errors.
+    s = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+    shifted = x - s * size
+    below = s * shifted.detach()  # |x_i| - max |x_i|
+    descending = below.sort(dim=1, descending=True).values
     count = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
     # The k largest are the support for the last k at which the k-th is above the level of the first k.
     level = (descending.cumsum(dim=1) - radius.detach()) / count
     k = (descending > level).sum(dim=1, keepdim=True).clamp(min=1)
-    support = a >= descending.gather(1, k - 1)
-    s = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-    nu = (torch.where(support, s * x, 0).sum(dim=1, keepdim=True) - radius) / support.sum(dim=1, keepdim=True)
+    support = below >= descending.gather(1, k - 1)
+    level = (torch.where(support, s * shifted, 0).sum(dim=1, keepdim=True) - radius) / support.sum(dim=1, keepdim=True)
+    nu = size + level
     elsewhere = torch.zeros_like(x) if plateau == "zero" else x - x.detach()
-    y = torch.where(support, x - s * nu, elsewhere)
+    y = torch.where(support, shifted - s * level, elsewhere)
     return _exact(torch.where(nu <= 0, x, y) if ball else y, nu)
 
 
@@ -321,10 +324,12 @@ def _onto_lp(x: Tensor, radius: Tensor, size: Tensor, p: float, plateau: str, ba
     scaled = x / radius
     regular = scaled.detach().isfinite().all(dim=1, keepdim=True)
     inside = lp_norm(torch.where(regular, scaled.detach(), 0), p) <= 1
-    # A point that lies on the sphere already stands in for those that are not projected.
+    # A point that takes one step stands in for those that are not projected.
     solved = regular & ~inside if ball else regular
-    scaled = torch.where(solved, scaled, _first_axis(x))
+    scaled = torch.where(solved, scaled, 2 * _first_axis(x))
     unit, status, num_steps, violation = solve(LpSphere(float(p)), scaled)
+    # Where x / radius overflows there is no answer in this precision.
+    status = torch.where(regular.squeeze(1), status, int(Status.STALLED))
     nu = radius * torch.where(solved, multiplier(unit, scaled, float(p))[1], 0)
     y = torch.where(inside, x, radius * unit) if ball else radius * unit
     return _Projection(y, nu, status, num_steps, violation)
