@@ -66,9 +66,10 @@ _lock = threading.Lock()
 
 @contextlib.contextmanager
 def diagnostics() -> Iterator[Diagnostics]:
-    """Records every node call, and every backward pass through one, while the block is open.
+    """Records every solve of ``DeclarativeNode``, ``argmin``, ``root`` and ``fixed_point`` while the block is open.
 
-    Calls of all threads are recorded, since autograd may run a backward pass on a thread of its own.
+    Backward passes are recorded as well, each with its certificate. The closed-form nodes of ``functional`` leave no
+    record. Calls of all threads are recorded, since autograd may run a backward pass on a thread of its own.
 
     Example:
         >>> import torch, torchddn as ddn
