@@ -70,6 +70,18 @@ BAD_ARGMIN = {
         {"equality": lambda y, x: torch.outer(y, y)},
         "`equality` must return a scalar or a vector for each item, got shape (3, 3)",
     ),
+    "x sparse": ({"x": (randn(2, 3).to_sparse(),)}, "`x[0]` must be dense, got torch.sparse_coo. Use `.to_dense()`."),
+    "objective without y": (
+        {"f": lambda y, x: x.sum()},
+        "no function of the problem depends on `y` in a way that torch can differentiate",
+    ),
+    "objective detached": ({"f": lambda y, x: square(y.detach(), x)}, "Look for `.detach()`, `.item()`, NumPy"),
+    "objective in numpy": ({"f": lambda y, x: float(y.numpy().sum())}, "cannot batch a function of the problem"),
+    "random objective": ({"f": lambda y, x: square(y, x * torch.randn(3))}, "called random operation"),
+    "equality that branches": (
+        {"equality": lambda y, x: y.sum() if y[0] > 0 else -y.sum()},
+        "cannot batch a function of the problem",
+    ),
     "branch on a value": (
         {"f": lambda y, x: y.sum() if y[0] > 0 else -y.sum()},
         "cannot batch a function of the problem",

@@ -61,6 +61,17 @@ def test_the_start_decides_which_minimum_is_found():
     assert ddn.argmin(f, torch.tensor([2.0]).double(), x) > 0 > ddn.argmin(f, torch.tensor([-2.0]).double(), x)
 
 
+def test_a_start_made_by_the_problem_takes_the_dtype_of_the_inputs():
+    problem = ddn.Problem.from_functions(square, initial=lambda x: torch.zeros(3))
+    y = ddn.DeclarativeNode(problem)(randn(2, 3))
+    assert y.dtype == torch.float64
+
+
+def test_no_gradient_reaches_a_start():
+    x, y0 = randn(2, 3), torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    assert not ddn.argmin(square, y0, x).requires_grad
+
+
 def test_without_inputs_the_start_gives_the_batch():
     weight = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
     y = ddn.argmin(lambda y: square(y, weight), torch.zeros(4, 2, dtype=torch.float64))
@@ -217,6 +228,21 @@ def test_autocast_does_not_reach_the_solver():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = ddn.argmin(f, torch.zeros(4), x)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_on_saved_tensors_see_what_a_node_saves_and_not_what_its_solver_does():
+    seen = []
+
+    def pack(tensor):
+        seen.append(tensor.shape)
+        return tensor
+
+    node, x = ddn.DeclarativeNode(SmoothBowl()), randn(4, 3).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = node(x)
+    assert 0 < len(seen) < 10
+    expected = torch.autograd.grad(node(x).square().sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), x), expected)
 
 
 def test_threads_share_a_node():

@@ -65,8 +65,10 @@ def tree_names(name: str, tree: Any) -> list[str]:
 
 
 def check_floating(call: str, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Raises unless all tensors are real floating point of one dtype on one device."""
+    """Raises unless all tensors are dense real floating point of one dtype on one device."""
     for tensor, name in zip(tensors, names, strict=True):
+        if tensor.layout != torch.strided:
+            raise InvalidInputError(f"`{call}`: `{name}` must be dense, got {tensor.layout}. Use `.to_dense()`.")
         if not tensor.dtype.is_floating_point:
             raise InvalidInputError(
                 f"`{call}`: `{name}` must be a real floating-point tensor, got {tensor.dtype}. Convert it with "

@@ -12,7 +12,8 @@ eight times (``benchmarks/derivatives.py``) and is used wherever it is right. In
 it is not, since the tensors belong to a level of that transform, and ``torch.func`` does the same work there.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ __all__ = [
     "inside_transform",
     "jacobian",
     "jvp",
+    "private_graph",
     "value_and_gradient",
     "vjp",
 ]
@@ -39,6 +41,19 @@ ROWS_BUDGET = 2**16
 def inside_transform() -> bool:
     """Whether a ``torch.func`` transform (grad, vmap, jvp, ...) is running around this call."""
     return torch._C._are_functorch_transforms_active()
+
+
+@contextlib.contextmanager
+def private_graph() -> Iterator[None]:
+    """For graphs that do not outlive the block: a user's hooks on saved tensors do not see what they save.
+
+    Otherwise ``save_on_cpu`` would copy every intermediate of a solver, and a checkpoint would count them.
+    """
+    if not torch._C._autograd._saved_tensors_hooks_is_enabled():  # inside a transform, which forbids all hooks
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+        yield
 
 
 def _leaf(tensor: Tensor, keep_graph: bool) -> Tensor:

@@ -3,8 +3,9 @@
 Everything here looks at shapes, types and graphs; the numbers themselves are read once, by the forward pass.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,13 +13,16 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchddn._shapes import Layout, check_floating, flatten_tree, layout_of, tree_names
-from torchddn.derivatives import inside_transform
-from torchddn.errors import InvalidInputError
+from torchddn.derivatives import inside_transform, private_graph
+from torchddn.errors import DDNError, InvalidInputError
 from torchddn.problem import BatchedProblem, Problem, bind
 
 __all__ = ["START_WORDS", "Prepared", "flat_start", "prepare"]
 
 START_WORDS = ("auto", "item", "batch")
+
+# What torch says where a function reads values: a branch or `.item()` under vmap, `.numpy()`.
+_CANNOT_BATCH = ("vmap", "data-dependent", "data pointer")
 
 
 class Prepared(NamedTuple):
@@ -66,14 +70,15 @@ def _with_start(
 ) -> tuple[BatchedProblem, Tensor]:
     """The problem with its layout and its number of equalities, and the start ``(B, m)``."""
     frozen = tuple(tensor.detach() for tensor in x)
-    with torch.no_grad():
+    with torch.no_grad(), _explained(batched.call):
         layout, y_0 = _start(batched, frozen, problem, start)
         if not layout.size:
             raise InvalidInputError(f"`{batched.call}`: the decision `y` has no entries. Start it with at least one.")
         batched = dataclasses.replace(batched, layout=layout)
         p = batched.equality(y_0, frozen).shape[1] if batched.kind == "minimize" else 0
     batched = dataclasses.replace(batched, p=p, batched=(*batched.batched, True))
-    _refuse_hidden_tensors(batched, y_0, (*frozen, y_0))
+    with _explained(batched.call):
+        _check_functions(batched, y_0, (*frozen, y_0))
     return batched, y_0
 
 
@@ -92,7 +97,10 @@ def _start(batched: BatchedProblem, x: tuple[Tensor, ...], problem: Problem, sta
             )
         return flat_start(batched, batched.solve(x))
     if callable(declared):
-        return flat_start(batched, batched.initial(x))
+        made = batched.initial(x)
+        _start_leaves(batched.call, made)
+        like = x[0].dtype  # `torch.zeros(3)` is as good a start as `x.new_zeros(3)`
+        return flat_start(batched, pytree.tree_map(lambda leaf: leaf.to(like), made))
     return _given_start(batched, x, declared, start)
 
 
@@ -170,25 +178,56 @@ def _evaluate_all(batched: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> li
     return [batched.objective(y, x), batched.equality(y, x)]
 
 
-def _refuse_hidden_tensors(batched: BatchedProblem, y: Tensor, x: tuple[Tensor, ...]) -> None:
-    """Raises if a value depends on a differentiable tensor that is neither input nor found by ``capture``."""
-    with torch.enable_grad():
-        try:
-            values = _evaluate_all(batched, y, x)
-        except RuntimeError as error:
-            if "vmap" not in str(error) and "data-dependent" not in str(error):
-                raise
-            raise InvalidInputError(
-                f"`{batched.call}`: `torch.func.vmap` cannot batch a function of the problem ({error}). Replace "
-                f"branches on values by `torch.where`, or write the functions for a whole batch and set "
-                f"`batched = True` on the Problem."
-            ) from error
-    if torch.is_grad_enabled() and not inside_transform() and any(value.requires_grad for value in values):
+def _check_functions(batched: BatchedProblem, y: Tensor, x: tuple[Tensor, ...]) -> None:
+    """Raises if the functions of the problem cannot be batched, leave ``y`` out, or hide a differentiable tensor."""
+    if inside_transform():
+        _evaluate_all(batched, y, x)
+        return
+    with torch.enable_grad(), private_graph():
+        y = y.detach().requires_grad_()
+        values = _evaluate_all(batched, y, x)
+    leaves = [leaf for value in values for leaf in _leaves(value)]
+    if batched.kind == "minimize" and not any(leaf is y for leaf in leaves):
+        raise InvalidInputError(
+            f"`{batched.call}`: no function of the problem depends on `y` in a way that torch can differentiate. "
+            f"Look for `.detach()`, `.item()`, NumPy, or a function that forgets its first argument."
+        )
+    if torch.is_grad_enabled() and any(leaf is not y for leaf in leaves):
         raise InvalidInputError(
             f"`{batched.call}`: a function of the problem uses a tensor that requires grad and is hidden in an object "
             f"where it cannot be found, so it would get no gradient. Pass it as an input, make it a parameter of the "
             f"Problem, or `.detach()` it."
         )
+
+
+def _leaves(value: Tensor) -> list[Tensor]:
+    """The leaf tensors in the graph of ``value``."""
+    found, seen, ahead = [], set(), [value.grad_fn]
+    while ahead:
+        step = ahead.pop()
+        if step is None or step in seen:
+            continue
+        seen.add(step)
+        variable = getattr(step, "variable", None)
+        if variable is not None:
+            found.append(variable)
+        ahead.extend(parent for parent, _ in step.next_functions)
+    return found
+
+
+@contextlib.contextmanager
+def _explained(call: str) -> Iterator[None]:
+    """Turns what torch says of a function that cannot be batched into what to do about it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, DDNError) or not any(word in str(error) for word in _CANNOT_BATCH):
+            raise
+        raise InvalidInputError(
+            f"`{call}`: `torch.func.vmap` cannot batch a function of the problem ({error}). Use operations of torch "
+            f"throughout and `torch.where` for branches on values, or write the functions for a whole batch and set "
+            f"`batched = True` on the Problem."
+        ) from error
 
 
 def _start_leaves(call: str, tree: Any) -> list[Tensor]:

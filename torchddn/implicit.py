@@ -26,7 +26,7 @@ from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
 from torchddn import optimality
-from torchddn.derivatives import Linearization, gradient, jvp, vjp
+from torchddn.derivatives import Linearization, gradient, jvp, private_graph, vjp
 from torchddn.diagnostics import Record, timed
 from torchddn.errors import DegenerateGradientWarning
 from torchddn.linear import (
@@ -97,7 +97,8 @@ class ImplicitRoot(torch.autograd.Function):
 
     @staticmethod
     def forward(system: "_System", *x: Tensor) -> tuple[Tensor, ...]:
-        return system.forward(x)
+        with private_graph():
+            return system.forward(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:

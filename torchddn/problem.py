@@ -124,7 +124,10 @@ class Problem(nn.Module):
         return problem
 
     def _assign(self, functions: dict[str, Any]) -> None:
-        self._functions = {name: function for name, function in functions.items() if function is not None}
+        # A start is where to begin and not an input: no gradient reaches it.
+        initial = pytree.tree_map_only(Tensor, Tensor.detach, functions.get("initial"))
+        given = {**functions, "initial": initial}
+        self._functions = {name: function for name, function in given.items() if function is not None}
         owned = [function for function in self._functions.values() if isinstance(function, nn.Module)]
         self._owned = nn.ModuleList(owned)  # their parameters are the problem's
 
