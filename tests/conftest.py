@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    hypothesis.settings.register_profile("torchddn", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("torchddn")
 
 
 @pytest.fixture(scope="session")

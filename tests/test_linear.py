@@ -600,7 +600,7 @@ def test_equilibration_leaves_rows_of_zeros_alone():
     assert row.tolist() == [[2**-5, 1]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10**6),
     exponents=st.lists(st.integers(-30, 30), min_size=M, max_size=M),
@@ -616,7 +616,7 @@ def test_powers_of_two_scale_the_answer_without_rounding(seed, exponents):
     torch.testing.assert_close(u_scaled * scale, u, rtol=1e-13, atol=1e-13)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(B)), kind=st.sampled_from(["lu", "least squares"]))
 def test_permuting_the_batch_permutes_the_answer(seed, order, kind):
     operator = Dense(random(B, 4, 2, seed=seed) @ random(B, 2, 4, seed=seed + 1) + torch.eye(4) * (seed % 2))

@@ -511,7 +511,7 @@ class TestScaling:
         answer = solve_certified(operator, rhs, linear=word)
         assert answer.degenerate.all() and (answer.solution[:, :M].abs() < 1e-8).all()
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(seed=st.integers(0, 10**6), power=st.integers(-200, 200))
     def test_scaling_the_system_scales_nothing_else(self, seed, power):
         matrix, rhs = random(B, M, M, seed=seed), random(B, M, seed=seed + 1)
@@ -571,7 +571,7 @@ class TestBatchMatesAreStrangers:
         for field in ("certified", "degenerate", "singular"):
             assert torch.equal(getattr(answer, field)[others], getattr(clean, field)[others])
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(order=st.permutations(range(6)), word=st.sampled_from(["auto", "lu", "least_squares", "minres"]))
     def test_permuting_the_batch_permutes_the_answer(self, order, word):
         operator, rhs = self.mixed()

@@ -306,7 +306,7 @@ def test_products_are_counted():
         assert steps == 7 and len(calls) == 7 + restarts
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(B)), name=st.sampled_from(sorted(METHODS)))
 def test_permuting_the_batch_permutes_steps_and_answers(seed, order, name):
     method = METHODS[name]

@@ -67,7 +67,7 @@ def test_formulas_are_those_of_the_papers(word, alpha):
 
 @pytest.mark.parametrize("penalty", ALL, ids=name_of)
 @hypothesis.given(z=residuals, alpha=scales)
-@hypothesis.settings(derandomize=True, max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_derivatives_belong_to_each_other(penalty, z, alpha):
     z = torch.tensor(z, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(penalty.phi(z, alpha) + 0 * z, z)
@@ -81,7 +81,7 @@ def test_derivatives_belong_to_each_other(penalty, z, alpha):
 
 @pytest.mark.parametrize("penalty", ALL, ids=name_of)
 @hypothesis.given(z=residuals, start=residuals, alpha=scales)
-@hypothesis.settings(derandomize=True, max_examples=50, deadline=None)
+@hypothesis.settings(max_examples=50)
 def test_touching_parabola_lies_above(penalty, z, start, alpha):
     z, start = torch.tensor([z, start], dtype=torch.float64)
     parabola = penalty.phi(start, alpha) + penalty.kappa1(start, alpha) * (z * z - start * start) / 2
@@ -90,7 +90,7 @@ def test_touching_parabola_lies_above(penalty, z, start, alpha):
 
 @pytest.mark.parametrize("penalty", ALL, ids=name_of)
 @hypothesis.given(z=residuals, alpha=scales)
-@hypothesis.settings(derandomize=True, max_examples=30, deadline=None)
+@hypothesis.settings(max_examples=30)
 def test_penalty_is_even_and_not_negative(penalty, z, alpha):
     z = torch.tensor(z, dtype=torch.float64)
     assert penalty.phi(z, alpha) == penalty.phi(-z, alpha) >= 0

@@ -24,7 +24,7 @@ CALLS = {"robust_pool": robust_pool, "robust_vector_pool": robust_vector_pool}
 
 every_penalty = pytest.mark.parametrize("penalty", PENALTIES)
 seeds = st.integers(0, 2**32 - 1)
-few = hypothesis.settings(derandomize=True, max_examples=20, deadline=None)
+few = hypothesis.settings(max_examples=20)
 
 
 def cases():

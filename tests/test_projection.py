@@ -25,7 +25,7 @@ every_norm = pytest.mark.parametrize("p", NORMS)
 every_call = pytest.mark.parametrize("name", CALLS)
 inside_and_outside = pytest.mark.parametrize("size", [0.2, 3.0], ids=["inside", "outside"])
 seeds = st.integers(0, 2**32 - 1)
-few = hypothesis.settings(derandomize=True, max_examples=10, deadline=None)
+few = hypothesis.settings(max_examples=10)
 
 
 def data(size=1.0, batch=4, m=5, seed=0):

@@ -8,7 +8,7 @@ from problems import ALL, CurvedAndFlat, LinearOnEllipse, SmoothBowl, randn
 import torchddn as ddn
 
 seeds = st.integers(0, 10**6)
-few = settings(max_examples=15, deadline=None, derandomize=True)
+few = settings(max_examples=15)
 
 
 def solve(node, *x):

@@ -148,7 +148,7 @@ def test_atol_decides_when_to_stop(word, name, device):
 
 @pytest.mark.parametrize("word", ["Newton", "LBFGS", "GradientDescent", "SQP", "AugmentedLagrangian"])
 @hypothesis.given(power=st.integers(-30, 30))
-@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=5)
 def test_scaling_the_objective_changes_nothing_but_multipliers(word, power):
     case, scale = CASES["circle" if word in ("SQP", "AugmentedLagrangian") else "quadratic"], 2.0**power
     plain, scaled = case.problem(), case.problem()
@@ -163,7 +163,7 @@ def test_scaling_the_objective_changes_nothing_but_multipliers(word, power):
 
 @pytest.mark.parametrize("word", ["SQP", "AugmentedLagrangian"])
 @hypothesis.given(power=st.integers(-20, 20))
-@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=5)
 def test_scaling_a_constraint_scales_its_multiplier_alone(word, power):
     case, scale = CASES["circle"], 2.0**power
     plain, scaled = case.problem(), case.problem()
@@ -180,7 +180,7 @@ def test_scaling_a_constraint_scales_its_multiplier_alone(word, power):
     "word", ["Newton", "LBFGS", "GaussNewton", "LevenbergMarquardt", "Broyden", "Anderson", "Bisection"]
 )
 @hypothesis.given(power=st.integers(-20, 20))
-@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
+@hypothesis.settings(max_examples=5)
 def test_scaling_the_unknowns_scales_the_answer(word, power):
     scale = 2.0**power
     if word in ("Newton", "LBFGS"):
