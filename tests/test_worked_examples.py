@@ -176,6 +176,29 @@ def test_two_nodes_compose_by_the_chain_rule():
     torch.testing.assert_close(whole, outer @ inner, rtol=1e-11, atol=1e-12)
 
 
+def test_a_node_inside_the_objective_of_a_node_is_differentiated_through():
+    start = torch.zeros(2, dtype=torch.float64)
+
+    def inner(z, y):
+        return 0.5 * (z - y.sin()).square().sum()
+
+    def nested(y, x):
+        z = ddn.argmin(inner, start, y[None], start="item")[0]
+        return 0.5 * (y - x).square().sum() + z.square().sum()
+
+    def flat(y, x):
+        return 0.5 * (y - x).square().sum() + y.sin().square().sum()
+
+    x = randn(2, 2).requires_grad_()
+    results = []
+    for objective in (nested, flat):
+        y = ddn.argmin(objective, start, x)
+        (g,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        results.append((y, g, *torch.autograd.grad(g.square().sum(), x)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-11)
+
+
 def test_a_loss_that_is_the_nodes_own_objective_gets_nothing_through_the_node():
     def f(y, x):
         return 0.5 * (y - x).square().sum() + 0.1 * y.pow(4).sum()

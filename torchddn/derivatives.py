@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _saved_tensors_hooks_get_disabled_error_message
+from torch._C._autograd import _top_saved_tensors_default_hooks
 
 __all__ = [
     "Linearization",
@@ -50,7 +50,7 @@ def private_graph() -> Iterator[None]:
 
     Otherwise ``save_on_cpu`` would copy every intermediate of a solver, and a checkpoint would count them.
     """
-    if _saved_tensors_hooks_get_disabled_error_message() is not None:  # inside a transform, which forbids all hooks
+    if _top_saved_tensors_default_hooks(True) is None:  # a transform, for one, allows no hooks at all
         yield
         return
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
