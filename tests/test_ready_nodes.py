@@ -121,3 +121,21 @@ def test_projection_onto_a_sphere_with_faces_has_the_engines_generalized_gradien
     clipped = (zero == 0) if p == 1 else (zero.abs() == 1)
     assert clipped.any()
     assert not masked[clipped].any() and grads[0][clipped].any()
+
+
+def test_ready_nodes_leave_records_too():
+    x = randn(4, 5)
+    with ddn.diagnostics() as seen:
+        robust_pool(x, "huber")
+        robust_vector_pool(x[None], "welsch")
+        torch.func.vmap(project_sphere)(x)
+        project_ball(x[:0], on_failure="ignore")
+    assert [record.call for record in seen.records] == [
+        "robust_pool",
+        "robust_vector_pool",
+        "project_sphere",
+        "project_ball",
+    ]
+    assert [record.method for record in seen.records] == ["Huber", "Welsch", "L2", "L2"]
+    assert [record.statuses for record in seen.records] == [{"CONVERGED": n} for n in (4, 1, 4)] + [{}]
+    assert seen.records[0].num_steps > 0 and all(record.seconds > 0 for record in seen.records)

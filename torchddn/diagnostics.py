@@ -10,7 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-__all__ = ["Diagnostics", "Record", "diagnostics", "timed"]
+from torch import Tensor
+
+from torchddn.status import Status
+
+__all__ = ["Diagnostics", "File", "Record", "diagnostics", "forward_record", "is_recording", "timed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +64,18 @@ class Diagnostics:
         return "\n".join(lines)
 
 
+File = Callable[[Callable[[float], Record]], None]
+
 _listeners: list[Diagnostics] = []
 _lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def diagnostics() -> Iterator[Diagnostics]:
-    """Records every solve of ``DeclarativeNode``, ``argmin``, ``root`` and ``fixed_point`` while the block is open.
+    """Records every node call while the block is open.
 
-    Backward passes are recorded as well, each with its certificate. The closed-form nodes of ``functional`` leave no
-    record. Calls of all threads are recorded, since autograd may run a backward pass on a thread of its own.
+    The backward passes of ``DeclarativeNode``, ``argmin``, ``root`` and ``fixed_point`` are recorded as well, each with
+    its certificate. Calls of all threads are recorded, since autograd may run a backward pass on a thread of its own.
 
     Example:
         >>> import torch, torchddn as ddn
@@ -88,8 +94,13 @@ def diagnostics() -> Iterator[Diagnostics]:
             _listeners.remove(listener)
 
 
+def is_recording() -> bool:
+    """Whether somebody listens."""
+    return bool(_listeners)
+
+
 @contextlib.contextmanager
-def timed() -> Iterator[Callable[[Callable[[float], Record]], None]]:
+def timed() -> Iterator[File]:
     """Times the block; the function it yields files the record, which is made only if somebody listens."""
     start = time.perf_counter()
 
@@ -102,3 +113,21 @@ def timed() -> Iterator[Callable[[Callable[[float], Record]], None]]:
                 listener.records.append(record)
 
     yield file
+
+
+def forward_record(
+    call: str, method: str, status: Tensor, num_steps: Tensor, residual: Tensor, seconds: float
+) -> Record:
+    """The record of a forward pass; ``status``, ``num_steps`` and ``residual`` are ``(B,)`` and are read."""
+    codes, counts = status.unique(return_counts=True)
+    return Record(
+        call=call,
+        stage="forward",
+        method=method,
+        seconds=seconds,
+        num_items=len(status),
+        statuses={Status(code).name: count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)},
+        num_steps=int(num_steps.max()) if len(status) else 0,
+        residual=float(residual.max()) if len(status) else 0.0,
+        degenerate=(),
+    )

@@ -6,6 +6,7 @@ checks what comes in at the door, and reports what went wrong.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torchddn import optimality, solvers
 from torchddn.adjoint import Adjoint, Answer, Implicit
 from torchddn.compiler import uncompiled
-from torchddn.diagnostics import Record, timed
+from torchddn.diagnostics import forward_record, timed
 from torchddn.door import START_WORDS, flat_start, prepare
 from torchddn.errors import InvalidInputError
 from torchddn.implicit import Report
@@ -309,7 +310,7 @@ class _Forward:
             report = Report(measures.objective, status, num_steps, measures.stationarity, measures.feasibility)
             residual = torch.maximum(report.stationarity, report.feasibility)
             report_failures(self.call, status, residual, self.on_failure)
-            file(lambda seconds: _record(self.call, self.name, report, residual, seconds))
+            file(partial(forward_record, self.call, self.name, status, num_steps, residual))
         return y, nu, sound, report
 
     def unroll(
@@ -401,21 +402,6 @@ def _solution(batched: BatchedProblem, answer: Answer, forward: _Forward, dtype:
         feasibility=report.feasibility.to(dtype),
         complementarity=torch.zeros_like(report.stationarity, dtype=dtype),
         solver=forward.name,
-    )
-
-
-def _record(call: str, name: str, report: Report, residual: Tensor, seconds: float) -> Record:
-    codes, counts = report.status.unique(return_counts=True)
-    return Record(
-        call=call,
-        stage="forward",
-        method=name,
-        seconds=seconds,
-        num_items=len(report.status),
-        statuses={Status(code).name: count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)},
-        num_steps=int(report.num_steps.max()),
-        residual=float(residual.max()),
-        degenerate=(),
     )
 
 

@@ -1,10 +1,12 @@
 """How a ready node ends: failures are reported as ``on_failure=`` says, and a Solution is made if asked for."""
 
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from torchddn.diagnostics import File, forward_record, is_recording
 from torchddn.errors import DegenerateGradientWarning
 from torchddn.functional._reading import read
 from torchddn.status import Solution, Status, report_failures
@@ -12,7 +14,17 @@ from torchddn.status import Solution, Status, report_failures
 __all__ = ["conclude", "solution_of", "warn_degenerate"]
 
 
-def conclude(call: str, y: Tensor, status: Tensor, residual: Tensor, on_failure: str) -> Tensor:
+def conclude(
+    call: str,
+    y: Tensor,
+    status: Tensor,
+    residual: Tensor,
+    on_failure: str,
+    *,
+    num_steps: Tensor,
+    solver: str,
+    file: File,
+) -> Tensor:
     """Reports the items that failed, and returns ``y``, with NaN for these items if that is the policy.
 
     Args:
@@ -21,13 +33,18 @@ def conclude(call: str, y: Tensor, status: Tensor, residual: Tensor, on_failure:
         status: ``(R,)`` of :class:`torchddn.Status`. Not read, and so not waited for, under ``"ignore"`` and ``"nan"``.
         residual: ``(R,)``, the quantity whose worst value the message names.
         on_failure: One of the four words.
+        num_steps: ``(R,)``, for the record.
+        solver: Name of the method, for the record.
+        file: Files the record, if somebody listens.
     """
-    if on_failure in ("warn", "raise"):
 
-        def look(status: Tensor, residual: Tensor) -> None:
-            report_failures(call, status.flatten(), residual.flatten(), on_failure)
+    def look(status: Tensor, residual: Tensor, num_steps: Tensor) -> None:
+        status, residual, num_steps = status.flatten(), residual.flatten(), num_steps.flatten()
+        file(partial(forward_record, call, solver, status, num_steps, residual))
+        report_failures(call, status, residual, on_failure)
 
-        read(look, status, residual)
+    if on_failure in ("warn", "raise") or is_recording():
+        read(look, status, residual, num_steps)
     if on_failure != "nan":
         return y
     failed = (status != Status.CONVERGED).reshape(-1, *[1] * (y.dim() - 1))

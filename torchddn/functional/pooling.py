@@ -23,6 +23,7 @@ from torch import Tensor
 
 from torchddn import penalties
 from torchddn.compiler import uncompiled
+from torchddn.diagnostics import timed
 from torchddn.errors import InvalidInputError
 from torchddn.functional._arguments import check_dims, check_flag, check_floating, positive, wide
 from torchddn.functional._handmade import Answer, solve
@@ -136,13 +137,15 @@ def robust_pool(
     numbers = wide(x)
     alpha = positive(call, "alpha", alpha, shape, numbers).reshape(-1)
     rows = numbers.permute(*rest, *dims).reshape(shape.numel(), num_points)
-    y, status, num_steps, residual = _solve(ScalarPooling(penalty), rows, alpha)
-    y = conclude(call, y, status, residual, on_failure)
+    solver = type(penalty).__name__
+    with timed() as file:
+        y, status, num_steps, residual = _solve(ScalarPooling(penalty), rows, alpha)
+        y = conclude(call, y, status, residual, on_failure, num_steps=num_steps, solver=solver, file=file)
     if not solution:
         return y.reshape(shape).to(x.dtype)
     objective = penalty.phi(y.detach().unsqueeze(1) - rows.detach(), alpha.detach().unsqueeze(1)).sum(dim=1)
     fields = (t.reshape(shape) for t in (objective, status, num_steps, residual))
-    return solution_of(y.reshape(shape).to(x.dtype), *fields, solver=type(penalty).__name__)
+    return solution_of(y.reshape(shape).to(x.dtype), *fields, solver=solver)
 
 
 @overload
@@ -235,14 +238,16 @@ def robust_vector_pool(
     shape = torch.Size(batch)
     flat = wide(points).reshape(shape.numel(), n, m)
     alpha = positive(call, "alpha", alpha, shape, flat).reshape(-1)
-    y, status, num_steps, residual = _solve(VectorPooling(penalty), flat, alpha)
-    y = conclude(call, y, status, residual, on_failure)
+    solver = type(penalty).__name__
+    with timed() as file:
+        y, status, num_steps, residual = _solve(VectorPooling(penalty), flat, alpha)
+        y = conclude(call, y, status, residual, on_failure, num_steps=num_steps, solver=solver, file=file)
     if not solution:
         return y.reshape(*shape, m).to(points.dtype)
     z = torch.linalg.vector_norm(y.detach().unsqueeze(1) - flat.detach(), dim=2)
     objective = penalty.phi(z, alpha.detach().unsqueeze(1)).sum(dim=1)
     fields = (t.reshape(shape) for t in (objective, status, num_steps, residual))
-    return solution_of(y.reshape(*shape, m).to(points.dtype), *fields, solver=type(penalty).__name__)
+    return solution_of(y.reshape(*shape, m).to(points.dtype), *fields, solver=solver)
 
 
 def _solve(formula: ScalarPooling | VectorPooling, x: Tensor, alpha: Tensor) -> Answer:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from torchddn.compiler import uncompiled
+from torchddn.diagnostics import timed
 from torchddn.errors import InvalidInputError
 from torchddn.functional._arguments import check_choice, check_dims, check_flag, check_floating, positive, wide
 from torchddn.functional._handmade import solve
@@ -239,11 +240,13 @@ def _project(
     finite = size.isfinite()
     project = {1: _onto_l1, 2: _onto_l2, math.inf: _onto_linf}.get(p, _onto_lp)
     rows, size = torch.where(finite, rows, 0), torch.where(finite, size, 0)
-    found = project(rows, radius, size, p, plateau, ball)
-    y = torch.where(finite, found.y, torch.nan)
-    status = torch.where(finite.squeeze(1), found.status, int(Status.NON_FINITE))
-    violation = torch.where(finite.squeeze(1), found.violation, torch.nan)
-    y = conclude(call, y, status, violation, on_failure)
+    solver = f"L{p}"
+    with timed() as file:
+        found = project(rows, radius, size, p, plateau, ball)
+        y = torch.where(finite, found.y, torch.nan)
+        status = torch.where(finite.squeeze(1), found.status, int(Status.NON_FINITE))
+        violation = torch.where(finite.squeeze(1), found.violation, torch.nan)
+        y = conclude(call, y, status, violation, on_failure, num_steps=found.num_steps, solver=solver, file=file)
     result = y.reshape(*batch, m).movedim(-1, axis).to(x.dtype)
     if not solution:
         return result
@@ -260,7 +263,7 @@ def _project(
     }
     multipliers = {"inequality_multipliers" if ball else "equality_multipliers": nu.reshape(*batch, 1)}
     fields = {name: tensor.reshape(batch) for name, tensor in numbers.items()}
-    return solution_of(result, **fields, **multipliers, solver=f"L{p}")
+    return solution_of(result, **fields, **multipliers, solver=solver)
 
 
 def check_norm(call: str, p: object) -> None:
