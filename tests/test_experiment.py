@@ -63,7 +63,7 @@ class TestDigits:
         assert torch.equal(a.test.points, again.test.points)
 
     def test_wrong_number_of_points_is_refused(self):
-        with pytest.raises(ddn.InvalidInputError, match=re.escape("`load_digits(num_points=...)` must be positive")):
+        with pytest.raises(ddn.InvalidInputError, match=re.escape("`load_digits(num_points=...)` must be a positive integer")):
             load_digits(num_points=0)
 
 

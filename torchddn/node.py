@@ -244,6 +244,8 @@ def _call(
 ) -> Any:
     if start not in START_WORDS:
         raise InvalidInputError(f"`{call}(start=...)` must be 'auto', 'item' or 'batch', got {start!r}.")
+    if not isinstance(solution, bool):
+        raise InvalidInputError(f"`{call}(solution=...)` must be True or False, got {solution!r}.")
     check_failure_policy(call, on_failure)
     solver, adjoint = _check_solver(call, solver), _check_adjoint(call, adjoint)
     answer = _run(call, problem, x, solver, adjoint, on_failure, start)

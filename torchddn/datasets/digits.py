@@ -53,15 +53,17 @@ def load_digits(num_points: int = 64, seed: int = 0) -> Digits:
         seed: Of the order of the points. The split is always the same.
 
     Raises:
-        InvalidInputError: If ``num_points`` is not positive.
+        InvalidInputError: If ``num_points`` is not a positive integer, or ``seed`` no integer.
 
     Example:
         >>> digits = load_digits()
         >>> digits.train.points.shape, len(digits.validation.labels), len(digits.test.labels)
         (torch.Size([1078, 64, 3]), 359, 360)
     """
-    if num_points < 1:
-        raise InvalidInputError(f"`load_digits(num_points=...)` must be positive, got {num_points}.")
+    if not isinstance(num_points, int) or isinstance(num_points, bool) or num_points < 1:
+        raise InvalidInputError(f"`load_digits(num_points=...)` must be a positive integer, got {num_points!r}.")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise InvalidInputError(f"`load_digits(seed=...)` must be an integer, got {seed!r}.")
     images, targets = sklearn.datasets.load_digits(return_X_y=True)
     points = _point_sets(torch.as_tensor(images, dtype=torch.float32) / 16, num_points, seed)
     labels = torch.as_tensor(targets)

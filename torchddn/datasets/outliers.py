@@ -25,7 +25,7 @@ def replace_with_outliers(points: Tensor, fraction: float, generator: torch.Gene
         Point sets of the same shape, dtype and device.
 
     Raises:
-        InvalidInputError: If ``points`` is not ``(B, n, 3)`` or ``fraction`` is not in [0, 1].
+        InvalidInputError: If ``points`` is not ``(B, n, 3)``, ``fraction`` is not in [0, 1], or ``generator`` is none.
 
     Example:
         >>> points = torch.zeros(2, 10, 3)
@@ -36,14 +36,19 @@ def replace_with_outliers(points: Tensor, fraction: float, generator: torch.Gene
     References:
         Gould, Hartley, Campbell, Deep Declarative Networks, table 4 (there in three dimensions, without intensity).
     """
-    if points.ndim != 3 or points.shape[-1] != 3:
+    if not isinstance(points, Tensor) or points.ndim != 3 or points.shape[-1] != 3:
+        found = tuple(points.shape) if isinstance(points, Tensor) else repr(points)
         raise InvalidInputError(
-            f"`replace_with_outliers(points=...)` must have shape (B, n, 3), got {tuple(points.shape)}. "
+            f"`replace_with_outliers(points=...)` must have shape (B, n, 3), got {found}. "
             "Each point is x, y, intensity; unsqueeze a single set."
         )
-    if not 0.0 <= fraction <= 1.0:
+    if not isinstance(fraction, int | float) or not 0.0 <= fraction <= 1.0:
         raise InvalidInputError(
-            f"`replace_with_outliers(fraction=...)` must be in [0, 1], got {fraction}. Divide percentages by 100."
+            f"`replace_with_outliers(fraction=...)` must be in [0, 1], got {fraction!r}. Divide percentages by 100."
+        )
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise InvalidInputError(
+            f"`replace_with_outliers(generator=...)` must be a `torch.Generator` on the CPU, got {generator!r}."
         )
     size = points.shape[:2]
     order = torch.rand(size, generator=generator).argsort(dim=1)

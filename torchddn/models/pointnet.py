@@ -33,7 +33,7 @@ class PointNet(nn.Module):
         widths: Features of a point after each layer of the shared network; the last ones are pooled.
 
     Raises:
-        InvalidInputError: If ``pooling`` is unknown, or the input has another shape.
+        InvalidInputError: If ``pooling`` is unknown, a number is not positive, or the input has another shape.
 
     Example:
         >>> import torch
@@ -57,6 +57,13 @@ class PointNet(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise InvalidInputError(f"`PointNet(pooling=...)` must be one of {', '.join(POOLINGS)}, got {pooling!r}.")
+        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < float("inf"):
+            raise InvalidInputError(f"`PointNet(alpha=...)` must be a positive number, got {alpha!r}.")
+        for name, size in (("num_features", num_features), ("num_classes", num_classes)):
+            if not _is_count(size):
+                raise InvalidInputError(f"`PointNet({name}=...)` must be a positive integer, got {size!r}.")
+        if not isinstance(widths, Sequence) or not widths or not all(map(_is_count, widths)):
+            raise InvalidInputError(f"`PointNet(widths=...)` must be one or more positive integers, got {widths!r}.")
         self.pooling = pooling
         self.alpha = alpha
         self.num_features = num_features
@@ -84,3 +91,7 @@ class PointNet(nn.Module):
         if self.pooling == "max":
             return features.amax(dim=1)
         return robust_pool(features, self.pooling, self.alpha, dim=1)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -1,0 +1,210 @@
+"""For every argument of every public call a wrong value is tried, and the answer says what to do.
+
+A new argument that is not in the table below fails the last test.
+"""
+
+import inspect
+import re
+
+import pytest
+import torch
+from problems import randn
+from test_known_answers import Sphere
+from torch import Tensor
+
+import torchddn as ddn
+from torchddn import datasets, functional, models, solvers
+from torchddn.nn import ProjectBall, ProjectSphere, RobustPool, RobustPool2d, RobustVectorPool, RobustVectorPool2d
+
+
+def square(y: Tensor, x: Tensor) -> Tensor:
+    return (y - x).square().sum()
+
+
+X = randn(2, 3)
+START = torch.zeros(3, dtype=torch.float64)
+POLICY = "must be one of 'warn', 'raise', 'nan', 'ignore', got 'explode'."
+TOLERANCES = {"rtol": (-1.0, "rtol"), "atol": (-1.0, "atol"), "max_steps": (0, "max_steps")}
+NODE = {
+    "solver": ("newtn", "'newtn'"),
+    "adjoint": ("exact", "must be an adjoint such as"),
+    "on_failure": ("explode", POLICY),
+}
+CALL = {
+    **NODE,
+    "y0": ("zero", "`initial` must be a tensor"),
+    "x": ("x", "`x[0]` must be a tensor"),
+    "start": ("cold", "must be 'auto', 'item' or 'batch', got 'cold'."),
+    "solution": ("yes", "(solution=...)` must be True or False, got 'yes'."),
+}
+POOL = {"penalty": ("l1", "'l1'"), "alpha": (-1.0, "alpha"), "on_failure": ("explode", POLICY)}
+POOL_MODULE = {**POOL, "learnable_alpha": ("yes", "learnable_alpha")}
+WINDOW = {"kernel_size": (0, "kernel_size"), "stride": (0, "stride"), "padding": (-1, "padding")}
+BALL = {
+    "p": (0.5, "must be at least 1, got 0.5"),
+    "radius": (-1.0, "radius"),
+    "dim": (7, "dim"),
+    "plateau": ("flat", "plateau"),
+    "on_failure": ("explode", POLICY),
+}
+BALL_MODULE = {**BALL, "learnable_radius": ("yes", "learnable_radius")}
+FLAG = {"solution": ("yes", "solution")}
+AXES = {"dim": (7, "dim"), "keepdim": ("yes", "keepdim")}
+
+
+def call(function, **given):
+    return lambda **changes: function(**{**given, **changes})
+
+
+def with_inputs(function, letter, f):
+    def run(**changes):
+        given = {letter: f, "y0": START, "x": X, **changes}
+        return function(given.pop(letter), given.pop("y0"), given.pop("x"), **given)
+
+    return run
+
+
+def module(cls, x):
+    """The module is made and called: a number that only an input can prove wrong is refused then."""
+    return lambda **changes: cls(**changes)(x)
+
+
+IMAGE = torch.ones(1, 2, 4, 4)
+FUNCTION = (3.0, "must be a function of (y, *x), got 3.0.")
+
+TABLE = {
+    ddn.argmin: (
+        with_inputs(ddn.argmin, "f", square),
+        {"f": FUNCTION, "equality": FUNCTION, "inequality": FUNCTION, "bounds": ((0, 1), "this version"), **CALL},
+    ),
+    ddn.root: (with_inputs(ddn.root, "F", lambda y, x: y - x), {"F": FUNCTION, **CALL}),
+    ddn.fixed_point: (with_inputs(ddn.fixed_point, "T", lambda y, x: 0.5 * x), {"T": FUNCTION, **CALL}),
+    ddn.DeclarativeNode: (call(ddn.DeclarativeNode, problem=Sphere()), {"problem": (Sphere, "object"), **NODE}),
+    ddn.Problem.from_functions: (
+        lambda **c: ddn.DeclarativeNode(ddn.Problem.from_functions(**{"objective": square, "initial": START, **c}))(X),
+        {
+            "objective": FUNCTION,
+            "equality": FUNCTION,
+            "inequality": FUNCTION,
+            "bounds": ((0, 1), "this version"),
+            "initial": ("zero", "`initial` must be a tensor"),
+        },
+    ),
+    ddn.Implicit: (
+        ddn.Implicit,
+        {
+            "linear": ("qr", "'qr'"),
+            "on_singular": ("ignore", "on_singular"),
+            "damping": (-1.0, "damping"),
+            "rtol": (-1.0, "rtol"),
+        },
+    ),
+    ddn.IgnoreConstraints: (ddn.IgnoreConstraints, {"linear": ("qr", "'qr'")}),
+    ddn.Unrolled: (ddn.Unrolled, {"num_steps": (0, "num_steps")}),
+    functional.robust_pool: (
+        call(functional.robust_pool, x=X),
+        {"x": (3, "robust_pool(x=...)"), **POOL, **AXES, **FLAG},
+    ),
+    functional.robust_vector_pool: (
+        call(functional.robust_vector_pool, points=X),
+        {"points": (3, "points"), **POOL, **FLAG},
+    ),
+    functional.project_sphere: (call(functional.project_sphere, x=X), {"x": (3, "(x=...)"), **BALL, **FLAG}),
+    functional.project_ball: (call(functional.project_ball, x=X), {"x": (3, "(x=...)"), **BALL, **FLAG}),
+    RobustPool: (module(RobustPool, X), {**POOL_MODULE, **AXES}),
+    RobustPool2d: (module(RobustPool2d, IMAGE), {**POOL_MODULE, **WINDOW}),
+    RobustVectorPool: (module(RobustVectorPool, X), POOL_MODULE),
+    RobustVectorPool2d: (module(RobustVectorPool2d, IMAGE), {**POOL_MODULE, **WINDOW}),
+    ProjectSphere: (module(ProjectSphere, X), BALL_MODULE),
+    ProjectBall: (module(ProjectBall, X), BALL_MODULE),
+    solvers.Newton: (solvers.Newton, TOLERANCES),
+    solvers.SQP: (solvers.SQP, TOLERANCES),
+    solvers.GaussNewton: (solvers.GaussNewton, TOLERANCES),
+    solvers.LevenbergMarquardt: (solvers.LevenbergMarquardt, TOLERANCES),
+    solvers.LBFGS: (solvers.LBFGS, {**TOLERANCES, "history": (-1, "history"), "search": ("armijo", "search")}),
+    solvers.GradientDescent: (
+        solvers.GradientDescent,
+        {**TOLERANCES, "step_size": (-1.0, "step_size"), "momentum": (1.0, "momentum")},
+    ),
+    solvers.StrongWolfe: (solvers.StrongWolfe, {"decrease": (-1.0, "decrease"), "curvature": (2.0, "curvature")}),
+    solvers.Anderson: (
+        solvers.Anderson,
+        {
+            **TOLERANCES,
+            "history": (-1, "history"),
+            "mixing": (0.0, "mixing"),
+            "regularization": (-1.0, "regularization"),
+        },
+    ),
+    solvers.Broyden: (solvers.Broyden, {**TOLERANCES, "history": (0, "history")}),
+    solvers.Bisection: (
+        call(solvers.Bisection, lower=0.0, upper=1.0),
+        {**TOLERANCES, "lower": (2.0, "lower"), "upper": (-1.0, "upper")},
+    ),
+    solvers.AugmentedLagrangian: (solvers.AugmentedLagrangian, {**TOLERANCES, "history": (-1, "history")}),
+    solvers.MultiStart: (
+        call(solvers.MultiStart, solver=solvers.Newton()),
+        {
+            "solver": ("Newton", "solver"),
+            "num_starts": (0, "num_starts"),
+            "spread": (-1.0, "spread"),
+            "sampler": (3, "sampler"),
+            "generator": (3, "generator"),
+        },
+    ),
+    solvers.WarmStart: (solvers.WarmStart, {"solver": ("Newton", "solver")}),
+    solvers.SciPy: (
+        solvers.SciPy,
+        {
+            "method": ("simplex", "method"),
+            "rtol": (-1.0, "rtol"),
+            "max_steps": (0, "max_steps"),
+            "options": (3, "options"),
+        },
+    ),
+    solvers.get: (solvers.get, {"solver": ("newtn", "'newtn'")}),
+    ddn.penalties.get: (call(ddn.penalties.get), {"penalty": ("l1", "'l1'")}),
+    datasets.load_digits: (datasets.load_digits, {"num_points": ("many", "num_points"), "seed": ("x", "seed")}),
+    datasets.replace_with_outliers: (
+        call(
+            datasets.replace_with_outliers, points=torch.zeros(1, 4, 3), fraction=0.5, generator=torch.Generator("cpu")
+        ),
+        {"points": ([1], "points"), "fraction": ("half", "fraction"), "generator": (3, "generator")},
+    ),
+    models.PointNet: (
+        models.PointNet,
+        {
+            "pooling": ("median", "pooling"),
+            "alpha": (-1.0, "alpha"),
+            "num_features": (0, "num_features"),
+            "num_classes": ("ten", "num_classes"),
+            "widths": ((), "widths"),
+        },
+    ),
+}
+CASES = [(function, name) for function, (_, wrong) in TABLE.items() for name in wrong]
+# Made by the library and read by users; `OneStep` has no options; the internal letters of a message are no argument.
+NOT_CALLED_BY_USERS = {
+    *(ddn.Solution, ddn.Status, ddn.Problem, ddn.LeastSquares, ddn.OneStep, ddn.diagnostics),
+    *(solvers.Result, solvers.Solver, solvers.Composite, solvers.choose, solvers.solve, solvers.unroll),
+    *(datasets.Digits, datasets.PointSets),
+}
+
+
+@pytest.mark.parametrize("function, name", CASES, ids=lambda part: getattr(part, "__qualname__", part))
+def test_a_wrong_value_is_refused_by_name(function, name):
+    run, wrong = TABLE[function]
+    value, message = wrong[name]
+    with pytest.raises(ddn.InvalidInputError, match=re.escape(message)):
+        run(**{name: value})
+
+
+@pytest.mark.parametrize("namespace", [ddn, functional, ddn.nn, solvers, datasets, models], ids=lambda m: m.__name__)
+def test_no_argument_of_a_public_call_is_left_out(namespace):
+    for name in namespace.__all__:
+        function = getattr(namespace, name)
+        is_error = inspect.isclass(function) and issubclass(function, Exception)
+        if not callable(function) or is_error or function in NOT_CALLED_BY_USERS:
+            continue
+        arguments = set(inspect.signature(function).parameters) - {"self"}
+        assert arguments == set(TABLE[function][1]), name
