@@ -63,7 +63,8 @@ class TestDigits:
         assert torch.equal(a.test.points, again.test.points)
 
     def test_wrong_number_of_points_is_refused(self):
-        with pytest.raises(ddn.InvalidInputError, match=re.escape("`load_digits(num_points=...)` must be a positive integer")):
+        message = re.escape("`load_digits(num_points=...)` must be a positive integer")
+        with pytest.raises(ddn.InvalidInputError, match=message):
             load_digits(num_points=0)
 
 
