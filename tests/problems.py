@@ -83,6 +83,55 @@ class Curve(ddn.LeastSquares):
         return t.new_tensor([1.0, 0.5])
 
 
+class BallAndPlane(ddn.Problem):
+    """Two inequalities, of which each item has others active."""
+
+    def objective(self, y, x):
+        return 0.5 * (y - x).square().sum() + 0.1 * torch.sin(y).prod()
+
+    def inequality(self, y, x):
+        return torch.stack([y.square().sum() - 1.0 - 0.1 * x[0].tanh(), y.sum() - 0.3 + 0.1 * x[1]])
+
+    def initial(self, x):
+        return torch.zeros_like(x)
+
+
+class Box(ddn.Problem):
+    """Bounds that depend on the input, on a parameter, and on nothing; a coupled objective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = nn.Parameter(torch.tensor([0.5, 0.7, 0.4], dtype=torch.float64))
+
+    def objective(self, y, x):
+        return 0.5 * (y - x).square().sum() + 0.2 * (y.sum() - x[0]).square()
+
+    def bounds(self, x):
+        return -self.width, 0.5 + 0.1 * x[1].tanh()
+
+    def initial(self, x):
+        return torch.zeros_like(x)
+
+
+class Everything(ddn.Problem):
+    """Equality, inequality and bounds."""
+
+    def objective(self, y, x):
+        return (y * torch.log(y / x.exp())).sum() + 0.1 * y.square().sum()
+
+    def equality(self, y, x):
+        return y.sum() - 1.0
+
+    def inequality(self, y, x):
+        return y[0] - 0.3 - 0.1 * torch.sin(x[2])
+
+    def bounds(self, x):
+        return 0.05, 0.6
+
+    def initial(self, x):
+        return torch.full_like(x, 1 / 4)
+
+
 def _equations(y, x):
     return torch.stack([y[0] + 0.3 * torch.sin(y[1]) - x[0], y[1] + 0.5 * y[0].tanh() - x[1] * x[0]])
 
@@ -134,10 +183,26 @@ class FlatMatrix(nn.Module):
         return torch.cat([y["matrix"].flatten(1), y["scale"][:, None]], dim=1)
 
 
+class Prices(nn.Module):
+    """The solution of ``Everything`` with all its multipliers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node = ddn.DeclarativeNode(Everything())
+
+    def forward(self, x):
+        solution = self.node.solve(x)
+        multipliers = (solution.equality_multipliers, solution.inequality_multipliers)
+        return torch.cat([solution.y, *multipliers, solution.lower_multipliers, solution.upper_multipliers], dim=1)
+
+
 ALL = [
     Case("unconstrained", _node(SmoothBowl), lambda B: (randn(B, 3),)),
     Case("equality without curvature", _node(LinearOnEllipse), lambda B: (randn(B, 3, seed=1), 0.3 * randn(B, 3))),
     Case("two equalities", _node(CurvedAndFlat), lambda B: (randn(B, 4, seed=2),)),
+    Case("inequalities", _node(BallAndPlane), lambda B: (randn(B, 3, seed=9),)),
+    Case("bounds", _node(Box), lambda B: (randn(B, 3, seed=10),)),
+    Case("everything and its multipliers", Prices, lambda B: (randn(B, 4, seed=11),)),
     Case("nested", FlatMatrix, lambda B: (randn(B, 2, seed=5), randn(B, 2, seed=6))),
     Case("least squares", _node(Curve), _curve_inputs),
     Case("root", Equations, lambda B: (randn(B, 2, seed=7),)),

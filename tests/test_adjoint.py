@@ -39,16 +39,16 @@ def test_the_method_asked_for_is_the_method_used():
 
 def test_many_variables_are_differentiated_without_their_hessian():
     x = randn(2, 400).requires_grad_()
-    y = ddn.argmin(lambda y, x: square_with_neighbors(y, x), torch.zeros(400, dtype=torch.float64), x)
+    y = ddn.argmin(lambda y, x: square_with_sums(y, x), torch.zeros(400, dtype=torch.float64), x)
     with ddn.diagnostics() as seen:
         (g,) = torch.autograd.grad(y.square().sum(), x)
-    assert seen.records[0].method in ("minres", "cg") and seen.records[0].residual < 1e-8
-    H = torch.func.hessian(square_with_neighbors)(y[0].detach(), x[0].detach())
+    assert seen.records[0].method == "minres" and seen.records[0].residual < 1e-8
+    H = torch.func.hessian(square_with_sums)(y[0].detach(), x[0].detach())
     torch.testing.assert_close(g[0], torch.linalg.solve(H, 2 * y[0].detach()), rtol=1e-7, atol=1e-8)
 
 
-def square_with_neighbors(y, x):
-    return 0.5 * (y - x).square().sum() + 0.3 * (y[1:] - y[:-1]).square().sum()
+def square_with_sums(y, x):
+    return 0.5 * (y - x).square().sum() + 0.3 * y.cumsum(0).square().mean()
 
 
 def test_a_jacobian_factors_each_system_once():

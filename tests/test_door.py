@@ -26,11 +26,23 @@ def refused(message):
 
 BAD_ARGMIN = {
     "f is no function": ({"f": 3.0}, "`argmin(f=...)` must be a function of (y, *x), got 3.0."),
-    "no problem at all": ({"f": None}, "needs `objective`, `equality` or both"),
+    "no problem at all": ({"f": None}, "needs `objective`, `equality` or `inequality`"),
     "equality is no function": ({"equality": "h"}, "`argmin(equality=...)` must be a function of (y, *x), got 'h'."),
     "inequality is no function": ({"inequality": 1}, "`argmin(inequality=...)` must be a function of (y, *x), got 1."),
-    "inequality": ({"inequality": square}, "`argmin(inequality=...)`: this version solves unconstrained"),
-    "bounds": ({"bounds": (0.0, 1.0)}, "`argmin(bounds=...)`: this version solves unconstrained"),
+    "inequality of rank two": ({"inequality": lambda y, x: torch.outer(y, x)}, "`inequality` must return a scalar or"),
+    "bounds are no pair": ({"bounds": 1.0}, "`argmin(bounds=...)` must be a pair (lower, upper), or a function"),
+    "three bounds": ({"bounds": (0.0, 1.0, 2.0)}, "`argmin(bounds=...)` must be a pair (lower, upper)"),
+    "bounds return no pair": ({"bounds": lambda x: x}, "must be a pair (lower, upper), got Tensor"),
+    "bound of another size": (
+        {"bounds": (torch.zeros(4), None)},
+        "shape (4,) does not broadcast to `y`, which is (3,)",
+    ),
+    "bound is a word": ({"bounds": (None, "high")}, "the upper limit must be a real tensor, a number or None"),
+    "bound is boolean": ({"bounds": (torch.ones(3) > 0, None)}, "the lower limit must be a real tensor"),
+    "bounds of another structure": (
+        {"bounds": ({"a": 0.0, "b": 1.0}, None)},
+        "the lower limits must be structured as `y`, or one number or tensor for all of it",
+    ),
     "unknown solver": ({"solver": "newtn"}, "'newtn'"),
     "solver class": ({"solver": ddn.solvers.Newton}, "solver"),
     "adjoint class": ({"adjoint": ddn.Implicit}, "`argmin(adjoint=...)` must be an adjoint such as"),
@@ -138,14 +150,14 @@ def test_problem_from_functions_refuses():
     for name in ("objective", "equality", "inequality"):
         with refused(f"`Problem.from_functions({name}=...)` must be a function of (y, *x), got 3."):
             ddn.Problem.from_functions(**{"objective": square, name: 3})
-    with refused("needs `objective`, `equality` or both"):
+    with refused("needs `objective`, `equality` or `inequality`"):
         ddn.Problem.from_functions()
     with refused("`initial` must be a tensor (or a nested tuple, list or dict of tensors), got str."):
         ddn.DeclarativeNode(ddn.Problem.from_functions(square, initial="zero"))(randn(2, 3))
     with refused("`initial` must return a tensor, got str."):
         ddn.DeclarativeNode(ddn.Problem.from_functions(square, initial=lambda x: "zero"))(randn(2, 3))
-    with refused("this version solves unconstrained"):
-        ddn.DeclarativeNode(ddn.Problem.from_functions(square, bounds=(0, 1), initial=torch.zeros(3)))(randn(2, 3))
+    with refused("`Problem.from_functions(bounds=...)` must be a pair"):
+        ddn.Problem.from_functions(square, bounds=(0,))
 
 
 def test_a_problem_without_start_or_solver_is_refused():

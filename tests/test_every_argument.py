@@ -75,7 +75,13 @@ FUNCTION = (3.0, "must be a function of (y, *x), got 3.0.")
 TABLE = {
     ddn.argmin: (
         with_inputs(ddn.argmin, "f", square),
-        {"f": FUNCTION, "equality": FUNCTION, "inequality": FUNCTION, "bounds": ((0, 1), "this version"), **CALL},
+        {
+            "f": FUNCTION,
+            "equality": FUNCTION,
+            "inequality": FUNCTION,
+            "bounds": ((0,), "must be a pair (lower, upper)"),
+            **CALL,
+        },
     ),
     ddn.root: (with_inputs(ddn.root, "F", lambda y, x: y - x), {"F": FUNCTION, **CALL}),
     ddn.fixed_point: (with_inputs(ddn.fixed_point, "T", lambda y, x: 0.5 * x), {"T": FUNCTION, **CALL}),
@@ -86,7 +92,7 @@ TABLE = {
             "objective": FUNCTION,
             "equality": FUNCTION,
             "inequality": FUNCTION,
-            "bounds": ((0, 1), "this version"),
+            "bounds": ((0,), "must be a pair (lower, upper)"),
             "initial": ("zero", "`initial` must be a tensor"),
         },
     ),
@@ -97,6 +103,18 @@ TABLE = {
             "on_singular": ("ignore", "on_singular"),
             "damping": (-1.0, "damping"),
             "rtol": (-1.0, "rtol"),
+            "weakly_active": ("both", "must be 'active' or 'inactive', got 'both'"),
+            "structure": ("diagonal", "(structure=...)` must be 'auto', 'dense', a declaration of `torchddn.linear`"),
+        },
+    ),
+    ddn.explain: (
+        lambda **c: ddn.explain(c.pop("problem", Sphere()), c.pop("x", X), **c),
+        {
+            "problem": (Sphere, "must be a Problem or a DeclarativeNode"),
+            "x": (3.0, "`x[0]` must be a tensor"),
+            "item": (2, "must be an item of the batch, 0 to 1, got 2."),
+            "num_directions": (0, "num_directions"),
+            "seed": (-1, "seed"),
         },
     ),
     ddn.IgnoreConstraints: (ddn.IgnoreConstraints, {"linear": ("qr", "'qr'")}),
@@ -119,6 +137,7 @@ TABLE = {
     ProjectBall: (module(ProjectBall, X), BALL_MODULE),
     solvers.Newton: (solvers.Newton, TOLERANCES),
     solvers.SQP: (solvers.SQP, TOLERANCES),
+    solvers.InteriorPoint: (solvers.InteriorPoint, TOLERANCES),
     solvers.GaussNewton: (solvers.GaussNewton, TOLERANCES),
     solvers.LevenbergMarquardt: (solvers.LevenbergMarquardt, TOLERANCES),
     solvers.LBFGS: (solvers.LBFGS, {**TOLERANCES, "history": (-1, "history"), "search": ("armijo", "search")}),
@@ -160,7 +179,12 @@ TABLE = {
             "rtol": (-1.0, "rtol"),
             "max_steps": (0, "max_steps"),
             "options": (3, "options"),
+            "num_workers": (0, "num_workers"),
         },
+    ),
+    solvers.Ipopt: (
+        solvers.Ipopt,
+        {"rtol": (0.0, "rtol"), "max_steps": (0, "max_steps"), "options": (3, "options")},
     ),
     solvers.get: (solvers.get, {"solver": ("newtn", "'newtn'")}),
     ddn.penalties.get: (call(ddn.penalties.get), {"penalty": ("l1", "'l1'")}),
@@ -188,6 +212,7 @@ NOT_CALLED_BY_USERS = {
     *(ddn.Solution, ddn.Status, ddn.Problem, ddn.LeastSquares, ddn.OneStep, ddn.diagnostics),
     *(solvers.Result, solvers.Solver, solvers.Composite, solvers.choose, solvers.solve, solvers.unroll),
     *(datasets.Digits, datasets.PointSets),
+    ddn.PrimalDual,  # what it holds is checked by the node that receives it
 }
 
 

@@ -11,8 +11,8 @@ from torchddn.errors import InvalidInputError
 from torchddn.linear import (
     LU,
     Cholesky,
-    Dense,
-    Diagonal,
+    DenseMatrix,
+    DiagonalMatrix,
     Elementwise,
     LeastSquares,
     MatrixFree,
@@ -63,15 +63,15 @@ def matrix_free(matrix, symmetric=False, accepts_columns=False):
 
 
 OPERATORS = {
-    "dense": Dense(random(B, M, M)),
-    "dense symmetric": Dense(positive_definite(), symmetric=True),
-    "diagonal": Diagonal(random(B, M)),
+    "dense": DenseMatrix(random(B, M, M)),
+    "dense symmetric": DenseMatrix(positive_definite(), symmetric=True),
+    "diagonal": DiagonalMatrix(random(B, M)),
     "matrix-free": matrix_free(random(B, M, M)),
     "matrix-free symmetric": matrix_free(positive_definite(), symmetric=True),
     "matrix-free columns": matrix_free(random(B, M, M), accepts_columns=True),
     "saddle": Saddle(positive_definite(), random(B, P, M)),
-    "saddle diagonal": Saddle(Diagonal(random(B, M).exp()), random(B, P, M)),
-    "saddle nonsymmetric": Saddle(Dense(random(B, M, M)), random(B, P, M)),
+    "saddle diagonal": Saddle(DiagonalMatrix(random(B, M).exp()), random(B, P, M)),
+    "saddle nonsymmetric": Saddle(DenseMatrix(random(B, M, M)), random(B, P, M)),
     "saddle active": Saddle(positive_definite(), random(B, P, M), random(B, P, seed=3) > 0),
     "saddle without rows": Saddle(positive_definite(), random(B, 0, M)),
 }
@@ -153,22 +153,28 @@ def test_large_matrix_free_operators_are_materialized_in_chunks():
 
 
 WRONG_OPERATORS = {
-    r"`Dense\(matrix=...\)` must be a tensor \(B, s, s\), got list": lambda: Dense([[1.0]]),
-    r"`Dense\(matrix=...\)` must be a tensor \(B, s, s\), got torch.float64 of shape \(2, 2\)": lambda: Dense(
-        random(2, 2)
+    r"`DenseMatrix\(matrix=...\)` must be a tensor \(B, s, s\), got list": lambda: DenseMatrix([[1.0]]),
+    r"`DenseMatrix\(matrix=...\)` must be a tensor \(B, s, s\), got torch.float64 of shape \(2, 2\)": lambda: (
+        DenseMatrix(random(2, 2))
     ),
-    r"`Dense\(matrix=...\)` must be torch.float32 or torch.float64, got torch.int64": lambda: Dense(
+    r"`DenseMatrix\(matrix=...\)` must be torch.float32 or torch.float64, got torch.int64": lambda: DenseMatrix(
         torch.ones(1, 2, 2, dtype=torch.int64)
     ),
-    r"`Dense\(matrix=...\)` must have square items.*got \(1, 2, 3\)": lambda: Dense(random(1, 2, 3)),
-    r"`Dense\(matrix=...\)` must have square items.*got \(1, 0, 0\)": lambda: Dense(random(1, 0, 0)),
-    r"`Dense\(symmetric=...\)` must be True or False, got 'yes'": lambda: Dense(random(1, 2, 2), symmetric="yes"),
-    r"`Dense\(primal_size=...\)` must be an integer from 1 to 2, got 3": lambda: Dense(random(1, 2, 2), primal_size=3),
-    r"`Diagonal\(d=...\)` must be a tensor \(B, s\), got None": lambda: Diagonal(None),
-    r"`Diagonal\(d=...\)` must be torch.float32 or torch.float64, got torch.float16": lambda: Diagonal(
+    r"`DenseMatrix\(matrix=...\)` must have square items.*got \(1, 2, 3\)": lambda: DenseMatrix(random(1, 2, 3)),
+    r"`DenseMatrix\(matrix=...\)` must have square items.*got \(1, 0, 0\)": lambda: DenseMatrix(random(1, 0, 0)),
+    r"`DenseMatrix\(symmetric=...\)` must be True or False, got 'yes'": lambda: DenseMatrix(
+        random(1, 2, 2), symmetric="yes"
+    ),
+    r"`DenseMatrix\(primal_size=...\)` must be an integer from 1 to 2, got 3": lambda: DenseMatrix(
+        random(1, 2, 2), primal_size=3
+    ),
+    r"`DiagonalMatrix\(d=...\)` must be a tensor \(B, s\), got None": lambda: DiagonalMatrix(None),
+    r"`DiagonalMatrix\(d=...\)` must be torch.float32 or torch.float64, got torch.float16": lambda: DiagonalMatrix(
         torch.ones(1, 2, dtype=torch.float16)
     ),
-    r"`Diagonal\(d=...\)` must be shaped \(B, s\) with s >= 1, got \(3, 0\)": lambda: Diagonal(random(3, 0)),
+    r"`DiagonalMatrix\(d=...\)` must be shaped \(B, s\) with s >= 1, got \(3, 0\)": lambda: DiagonalMatrix(
+        random(3, 0)
+    ),
     r"`MatrixFree\(matvec=...\)` must be a function, got int": lambda: MatrixFree(3, batch=1, size=1),
     r"`MatrixFree\(rmatvec=...\)` must be a function or None, got int": lambda: MatrixFree(abs, 3, batch=1, size=1),
     r"`MatrixFree\(batch=...\)` must be an integer of at least 0, got -1": lambda: MatrixFree(abs, batch=-1, size=1),
@@ -208,13 +214,13 @@ WRONG_OPERATORS = {
     r"`LeastSquares\(primal_size=...\)` must be an integer of at least 1, got 0": lambda: LeastSquares(primal_size=0),
     r"`LeastSquares\(primal_size=...\)` must be an integer from 1 to 2, got 3": lambda: LeastSquares(
         primal_size=3
-    ).init(Dense(random(1, 2, 2))),
+    ).init(DenseMatrix(random(1, 2, 2))),
     r"`Elementwise\(primal_size=...\)` must be an integer of at least 1, got 0": lambda: Elementwise(primal_size=0),
-    r"`Elementwise.init\(operator=...\)` must be Diagonal, got Dense": lambda: Elementwise().init(
-        Dense(random(1, 2, 2))
+    r"`Elementwise.init\(operator=...\)` must be DiagonalMatrix, got DenseMatrix": lambda: Elementwise().init(
+        DenseMatrix(random(1, 2, 2))
     ),
-    r"`SchurComplement.init\(operator=...\)` must be Saddle with a symmetric H, got Dense": lambda: (
-        SchurComplement().init(Dense(random(1, 2, 2)))
+    r"`SchurComplement.init\(operator=...\)` must be Saddle with a symmetric H, got DenseMatrix": lambda: (
+        SchurComplement().init(DenseMatrix(random(1, 2, 2)))
     ),
     r"`equilibrate\(matrix=...\)` must be a tensor \(B, s, s\)": lambda: equilibrate(3.0),
     r"`equilibrate\(primal_size=...\)` must be an integer from 1 to 2, got 0": lambda: equilibrate(
@@ -241,9 +247,9 @@ def test_solvers_refuse_what_is_no_operator(solver):
 @pytest.mark.parametrize("solver", [Cholesky(), LU(), Elementwise(), SchurComplement(), LeastSquares()], ids=str)
 def test_solvers_refuse_wrong_right_hand_sides(solver):
     operator = {
-        "Elementwise": Diagonal(random(B, M + P).exp()),
+        "Elementwise": DiagonalMatrix(random(B, M + P).exp()),
         "SchurComplement": Saddle(positive_definite(), random(B, P, M)),
-    }.get(type(solver).__name__, Dense(positive_definite(size=M + P), symmetric=True))
+    }.get(type(solver).__name__, DenseMatrix(positive_definite(size=M + P), symmetric=True))
     state = solver.init(operator)
     name = type(solver).__name__
     for rhs in (3.0, random(B, M), random(B + 1, M + P), random(B, M + P, 1, 1)):
@@ -252,9 +258,9 @@ def test_solvers_refuse_wrong_right_hand_sides(solver):
 
 
 SYSTEMS = {
-    "cholesky": (Cholesky(), lambda dtype: Dense(positive_definite(dtype=dtype), symmetric=True)),
-    "lu": (LU(), lambda dtype: Dense(random(B, M, M, dtype=dtype))),
-    "lu symmetric": (LU(), lambda dtype: Dense(of_rank([3, 2, 1, -1, -2, -3]).to(dtype), symmetric=True)),
+    "cholesky": (Cholesky(), lambda dtype: DenseMatrix(positive_definite(dtype=dtype), symmetric=True)),
+    "lu": (LU(), lambda dtype: DenseMatrix(random(B, M, M, dtype=dtype))),
+    "lu symmetric": (LU(), lambda dtype: DenseMatrix(of_rank([3, 2, 1, -1, -2, -3]).to(dtype), symmetric=True)),
     "lu saddle": (LU(), lambda dtype: Saddle(positive_definite(dtype=dtype), random(B, P, M, dtype=dtype))),
     "lu saddle with H = 0": (
         LU(),
@@ -263,7 +269,7 @@ SYSTEMS = {
     "schur": (SchurComplement(), lambda dtype: Saddle(positive_definite(dtype=dtype), random(B, P, M, dtype=dtype))),
     "schur diagonal": (
         SchurComplement(),
-        lambda dtype: Saddle(Diagonal(random(B, M, dtype=dtype).exp()), random(B, P, M, dtype=dtype)),
+        lambda dtype: Saddle(DiagonalMatrix(random(B, M, dtype=dtype).exp()), random(B, P, M, dtype=dtype)),
     ),
     "schur active": (
         SchurComplement(),
@@ -273,21 +279,24 @@ SYSTEMS = {
         SchurComplement(),
         lambda dtype: Saddle(positive_definite(dtype=dtype), random(B, 0, M, dtype=dtype)),
     ),
-    "elementwise": (Elementwise(), lambda dtype: Diagonal(random(B, M, dtype=dtype))),
-    "least squares": (LeastSquares(), lambda dtype: Dense(random(B, M, M, dtype=dtype))),
+    "elementwise": (Elementwise(), lambda dtype: DiagonalMatrix(random(B, M, dtype=dtype))),
+    "least squares": (LeastSquares(), lambda dtype: DenseMatrix(random(B, M, M, dtype=dtype))),
     "least squares symmetric": (
         LeastSquares(),
-        lambda dtype: Dense(of_rank([3, 2, 1, -1, -2, -3]).to(dtype), symmetric=True),
+        lambda dtype: DenseMatrix(of_rank([3, 2, 1, -1, -2, -3]).to(dtype), symmetric=True),
     ),
     "least squares saddle": (
         LeastSquares(),
         lambda dtype: Saddle(positive_definite(dtype=dtype), random(B, P, M, dtype=dtype)),
     ),
-    "lu one by one": (LU(), lambda dtype: Dense(random(B, 1, 1, dtype=dtype))),
-    "cholesky one by one": (Cholesky(), lambda dtype: Dense(random(B, 1, 1, dtype=dtype).exp(), symmetric=True)),
-    "least squares one by one": (LeastSquares(), lambda dtype: Dense(random(B, 1, 1, dtype=dtype), symmetric=True)),
+    "lu one by one": (LU(), lambda dtype: DenseMatrix(random(B, 1, 1, dtype=dtype))),
+    "cholesky one by one": (Cholesky(), lambda dtype: DenseMatrix(random(B, 1, 1, dtype=dtype).exp(), symmetric=True)),
+    "least squares one by one": (
+        LeastSquares(),
+        lambda dtype: DenseMatrix(random(B, 1, 1, dtype=dtype), symmetric=True),
+    ),
     "lu matrix-free": (LU(), lambda dtype: matrix_free(random(B, M, M, dtype=dtype))),
-    "lu above the size of batched LU": (LU(), lambda dtype: Dense(random(3, 140, 140, dtype=dtype))),
+    "lu above the size of batched LU": (LU(), lambda dtype: DenseMatrix(random(3, 140, 140, dtype=dtype))),
 }
 
 
@@ -338,16 +347,16 @@ class TestRegularSystems:
             if isinstance(operator, Saddle):
                 H = operator.H.dense().clone()
                 H[1, 0, 0] = poison
-                H = Diagonal(H.diagonal(dim1=1, dim2=2)) if isinstance(operator.H, Diagonal) else H
+                H = DiagonalMatrix(H.diagonal(dim1=1, dim2=2)) if isinstance(operator.H, DiagonalMatrix) else H
                 poisoned = Saddle(H, operator.A, operator.active)
-            elif isinstance(operator, Diagonal):
+            elif isinstance(operator, DiagonalMatrix):
                 d = operator.d.clone()
                 d[1, 0] = poison
-                poisoned = Diagonal(d)
+                poisoned = DiagonalMatrix(d)
             else:
                 matrix = operator.dense().clone()
                 matrix[1, 0, 0] = poison
-                poisoned = Dense(matrix, operator.symmetric)
+                poisoned = DenseMatrix(matrix, operator.symmetric)
             state = solver.init(poisoned)
             u = solver.solve(state, torch.ones(operator.batch, operator.size, dtype=dtype))
             sound = solver.sound(state)
@@ -360,21 +369,21 @@ class TestRegularSystems:
 def test_scaling_rows_and_columns_does_not_harm_soundness(solver, make):
     operator = make(torch.float64)
     scale = 10 ** (8 * random(operator.batch, operator.size, seed=2).clamp(-1, 1))
-    if isinstance(operator, Diagonal):
-        scaled = Diagonal(operator.d * scale.square())
+    if isinstance(operator, DiagonalMatrix):
+        scaled = DiagonalMatrix(operator.d * scale.square())
     elif isinstance(operator, Saddle):
         y, mu = scale[:, : operator.primal_size], scale[:, operator.primal_size :]
         d = y.unsqueeze(2) * y.unsqueeze(1)
-        if isinstance(operator.H, Diagonal):
-            H = Diagonal(operator.H.d * y.square())
+        if isinstance(operator.H, DiagonalMatrix):
+            H = DiagonalMatrix(operator.H.d * y.square())
         else:
-            H = Dense(operator.H.dense() * d, operator.H.symmetric)
+            H = DenseMatrix(operator.H.dense() * d, operator.H.symmetric)
         if operator.active is not None:
             mu = torch.where(operator.active, mu, 1)
             scale = torch.cat([y, mu], dim=1)
         scaled = Saddle(H, operator.A * mu.unsqueeze(2) * y.unsqueeze(1), operator.active)
     else:
-        scaled = Dense(operator.dense() * scale.unsqueeze(2) * scale.unsqueeze(1), operator.symmetric)
+        scaled = DenseMatrix(operator.dense() * scale.unsqueeze(2) * scale.unsqueeze(1), operator.symmetric)
     state = solver.init(scaled)
     assert solver.sound(state).all()
     if hasattr(state, "rank"):
@@ -396,7 +405,7 @@ def test_large_batches_of_lu_never_go_to_lapack_together(monkeypatch):
 
         monkeypatch.setattr(torch.linalg, name, watched)
     for size in (100, 200):
-        operator = Dense(random(4, size, size))
+        operator = DenseMatrix(random(4, size, size))
         rhs = random(4, size, 2)
         u = LU().solve(LU().init(operator), rhs)
         torch.testing.assert_close(operator.matvec(u), rhs, rtol=1e-8, atol=1e-8)
@@ -408,7 +417,7 @@ def test_large_batches_of_lu_never_go_to_lapack_together(monkeypatch):
 def test_singular_matrices_are_not_sound_or_have_their_rank(solver, dtype, size):
     rank = size // 2
     matrix = of_rank([1.0 + i for i in range(rank)] + [0.0] * (size - rank), batch=30).to(dtype)
-    state = solver.init(Dense(matrix, symmetric=True))
+    state = solver.init(DenseMatrix(matrix, symmetric=True))
     if isinstance(solver, LeastSquares):
         assert (state.rank == rank).all()
         assert state.degenerate.all()
@@ -419,7 +428,10 @@ def test_singular_matrices_are_not_sound_or_have_their_rank(solver, dtype, size)
 @pytest.mark.parametrize("seed", range(5))
 def test_singular_products_of_rectangular_factors_are_seen(seed):
     tall = random(50, 12, 9, seed=seed)
-    for operator in (Dense(tall @ tall.mT, symmetric=True), Dense(tall @ random(50, 9, 12, seed=seed + 10))):
+    for operator in (
+        DenseMatrix(tall @ tall.mT, symmetric=True),
+        DenseMatrix(tall @ random(50, 9, 12, seed=seed + 10)),
+    ):
         for solver in (LU(), *([Cholesky()] if operator.symmetric else [])):
             assert not solver.sound(solver.init(operator)).any()
         assert (LeastSquares().init(operator).rank == 9).all()
@@ -428,12 +440,12 @@ def test_singular_products_of_rectangular_factors_are_seen(seed):
 def test_ill_conditioned_but_regular_matrices_are_sound():
     matrix = of_rank([1.0, 1e-3, 1e-6, 1e-9, 1e-12])
     for solver in (LU(), Cholesky()):
-        assert solver.sound(solver.init(Dense(matrix, symmetric=True))).all()
-    assert (LeastSquares().init(Dense(matrix, symmetric=True)).rank == 5).all()
+        assert solver.sound(solver.init(DenseMatrix(matrix, symmetric=True))).all()
+    assert (LeastSquares().init(DenseMatrix(matrix, symmetric=True)).rank == 5).all()
 
 
 def test_rcond_moves_the_rank():
-    operator = Dense(of_rank([1.0, 0.5, 1e-5]), symmetric=True)
+    operator = DenseMatrix(of_rank([1.0, 0.5, 1e-5]), symmetric=True)
     assert (LeastSquares().init(operator).rank == 3).all()
     assert (LeastSquares(rcond=1e-3).init(operator).rank == 2).all()
 
@@ -441,7 +453,7 @@ def test_rcond_moves_the_rank():
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_least_squares_is_the_pseudo_inverse(symmetric):
     matrix = of_rank([3.0, 2.0, -1.0, 0.0, 0.0]) if symmetric else random(B, 5, 3) @ random(B, 3, 5, seed=1)
-    operator = Dense(matrix, symmetric)
+    operator = DenseMatrix(matrix, symmetric)
     rhs = random(B, 5, 4, seed=2)
     solver = LeastSquares()
     state = solver.init(operator)
@@ -457,7 +469,7 @@ def test_minimum_norm_is_that_of_the_original_variables(symmetric):
     matrix = of_rank([3.0, 2.0, 1.0, 0.0, 0.0]) if symmetric else random(B, 5, 3) @ random(B, 3, 5, seed=1)
     matrix = matrix * scale[:, None] * scale
     solver = LeastSquares()
-    state = solver.init(Dense(matrix, symmetric))
+    state = solver.init(DenseMatrix(matrix, symmetric))
     assert (state.rank == 3).all()
     _, _, right = torch.linalg.svd(matrix / scale)
     null = torch.linalg.qr(right.mT[..., 3:] / scale[:, None])[0]
@@ -470,7 +482,7 @@ def test_ranks_of_batch_mates_differ():
     matrices = torch.cat([of_rank([1.0, 2.0, 3.0, 4.0][:r] + [0.0] * (4 - r), batch=1, seed=r) for r in range(5)])
     rhs = random(5, 4, 2)
     solver = LeastSquares()
-    state = solver.init(Dense(matrices, symmetric=True))
+    state = solver.init(DenseMatrix(matrices, symmetric=True))
     assert state.rank.tolist() == [0, 1, 2, 3, 4]
     assert state.degenerate.tolist() == [True, True, True, True, False]
     torch.testing.assert_close(solver.solve(state, rhs), torch.linalg.pinv(matrices, rtol=1e-10) @ rhs)
@@ -541,15 +553,15 @@ def test_more_rows_than_variables_are_met_in_the_least_squares_sense():
 
 
 def test_primal_size_decides_what_is_degenerate():
-    operator = Diagonal(torch.tensor([[1.0, 0.0, 2.0], [1.0, 3.0, 0.0]], dtype=torch.float64))
-    dense = Dense(operator.dense(), symmetric=True)
+    operator = DiagonalMatrix(torch.tensor([[1.0, 0.0, 2.0], [1.0, 3.0, 0.0]], dtype=torch.float64))
+    dense = DenseMatrix(operator.dense(), symmetric=True)
     for kind, K in ((LeastSquares, dense), (Elementwise, operator)):
         assert kind().init(K).degenerate.tolist() == [True, True]
         assert kind(primal_size=2).init(K).degenerate.tolist() == [True, False]
 
 
 def test_a_transposed_state_shares_the_factorization():
-    operator = Dense(random(B, M, M))
+    operator = DenseMatrix(random(B, M, M))
     for solver in (LU(), LeastSquares()):
         state = solver.init(operator)
         transposed = solver.transpose(state)
@@ -562,7 +574,7 @@ def test_a_transposed_state_shares_the_factorization():
 def test_indefinite_matrices_have_no_cholesky_factor_and_spoil_no_other():
     matrix = positive_definite()
     matrix[2] = -matrix[2]
-    state = Cholesky().init(Dense(matrix, symmetric=True))
+    state = Cholesky().init(DenseMatrix(matrix, symmetric=True))
     assert state.ok.tolist() == [True, True, False, True, True]
     assert Cholesky().sound(state).tolist() == [True, True, False, True, True]
 
@@ -575,7 +587,7 @@ def test_schur_complement_reports_what_it_cannot_do():
     assert solver.sound(solver.init(Saddle(H, A))).tolist() == [True, False, True, False, True]
     d = random(B, M).exp()
     d[0, 0] = 0
-    assert solver.sound(solver.init(Saddle(Diagonal(d), random(B, P, M)))).tolist() == [False] + [True] * 4
+    assert solver.sound(solver.init(Saddle(DiagonalMatrix(d), random(B, P, M)))).tolist() == [False] + [True] * 4
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -610,8 +622,8 @@ def test_powers_of_two_scale_the_answer_without_rounding(seed, exponents):
     matrix, rhs = positive_definite(1, seed=seed), random(1, M, seed=seed)
     scaled = matrix * scale[:, None] * scale
     solver = Cholesky()
-    u = solver.solve(solver.init(Dense(matrix, symmetric=True)), rhs)
-    u_scaled = solver.solve(solver.init(Dense(scaled, symmetric=True)), rhs * scale)
+    u = solver.solve(solver.init(DenseMatrix(matrix, symmetric=True)), rhs)
+    u_scaled = solver.solve(solver.init(DenseMatrix(scaled, symmetric=True)), rhs * scale)
     # The equilibrating powers differ by the rounding of the diagonal's square root at most.
     torch.testing.assert_close(u_scaled * scale, u, rtol=1e-13, atol=1e-13)
 
@@ -619,7 +631,7 @@ def test_powers_of_two_scale_the_answer_without_rounding(seed, exponents):
 @settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), order=st.permutations(range(B)), kind=st.sampled_from(["lu", "least squares"]))
 def test_permuting_the_batch_permutes_the_answer(seed, order, kind):
-    operator = Dense(random(B, 4, 2, seed=seed) @ random(B, 2, 4, seed=seed + 1) + torch.eye(4) * (seed % 2))
+    operator = DenseMatrix(random(B, 4, 2, seed=seed) @ random(B, 2, 4, seed=seed + 1) + torch.eye(4) * (seed % 2))
     solver = LU() if kind == "lu" and seed % 2 else LeastSquares()
     rhs = random(B, 4, seed=seed + 2)
     items = torch.tensor(order)
@@ -629,7 +641,7 @@ def test_permuting_the_batch_permutes_the_answer(seed, order, kind):
 
 def test_states_are_a_few_matrices_at_most():
     size = 40
-    operator = Dense(random(2, size, size) + random(2, size, size).mT, symmetric=True)
+    operator = DenseMatrix(random(2, size, size) + random(2, size, size).mT, symmetric=True)
     for solver in (LU(), Cholesky(), LeastSquares()):
         state = solver.init(operator)
         numbers = {t.untyped_storage().data_ptr(): t.numel() for t in state if isinstance(t, torch.Tensor)}

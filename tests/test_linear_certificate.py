@@ -15,12 +15,16 @@ from torchddn.linear import (
     GMRES,
     LU,
     MINRES,
+    BandedMatrix,
+    BlockDiagonalMatrix,
+    BorderedMatrix,
     Certified,
     Cholesky,
-    Dense,
-    Diagonal,
+    DenseMatrix,
+    DiagonalMatrix,
     Elementwise,
     LeastSquares,
+    LowRankMatrix,
     MatrixFree,
     Saddle,
     SchurComplement,
@@ -35,7 +39,8 @@ from torchddn.linear import (
 )
 
 B, M, P = 5, 6, 3
-WORDS = ("cholesky", "lu", "schur", "diagonal", "least_squares", "cg", "minres", "gmres")
+KRYLOV = ("cg", "minres", "gmres")
+WORDS = ("cholesky", "lu", "schur", "diagonal", "banded", "blocks", "low_rank", "bordered", "least_squares", *KRYLOV)
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -75,10 +80,10 @@ class TestFirstRung:
     """All is well: the chosen solver's answer is returned."""
 
     OPERATORS: ClassVar = {
-        "cholesky": Dense(positive_definite(), symmetric=True),
-        "lu": Dense(random(B, M, M)),
-        "schur": Saddle(Diagonal(random(B, M).exp()), random(B, P, M)),
-        "diagonal": Diagonal(random(B, M)),
+        "cholesky": DenseMatrix(positive_definite(), symmetric=True),
+        "lu": DenseMatrix(random(B, M, M)),
+        "schur": Saddle(DiagonalMatrix(random(B, M).exp()), random(B, P, M)),
+        "diagonal": DiagonalMatrix(random(B, M)),
     }
 
     @pytest.mark.parametrize("word", OPERATORS)
@@ -94,8 +99,14 @@ class TestFirstRung:
     def test_a_word_is_obeyed(self, word):
         operator = {
             "schur": Saddle(positive_definite(), random(B, P, M)),
-            "diagonal": Diagonal(random(B, M)),
-        }.get(word, Dense(positive_definite(), symmetric=True))
+            "diagonal": DiagonalMatrix(random(B, M)),
+            "banded": BandedMatrix(random(B, 3, M).abs() + 3 * torch.tensor([0.0, 1.0, 0.0]).unsqueeze(1)),
+            "blocks": BlockDiagonalMatrix(random(B, 2, M // 2, M // 2)),
+            "low_rank": LowRankMatrix(random(B, M).exp(), random(B, M, 2), torch.eye(2).double().expand(B, 2, 2)),
+            "bordered": BorderedMatrix(
+                1 + random(B, M).exp(), random(B, 2, M), 100 * torch.eye(2).double().expand(B, 2, 2)
+            ),
+        }.get(word, DenseMatrix(positive_definite(), symmetric=True))
         rhs = random(B, operator.size)
         for linear in (word, get(word)):
             answer = solve_certified(operator, rhs, linear=linear)
@@ -114,7 +125,7 @@ class TestFirstRung:
 
     @pytest.mark.parametrize("word", ["cholesky", "lu", "least_squares", "cg", "minres", "gmres"])
     def test_several_right_hand_sides(self, word):
-        operator = Dense(positive_definite(), symmetric=True)
+        operator = DenseMatrix(positive_definite(), symmetric=True)
         rhs = random(B, M, 3)
         rhs[:, :, 1] = 0
         answer = solve_certified(operator, rhs, linear=word)
@@ -124,12 +135,12 @@ class TestFirstRung:
 
     def test_float32_is_solved_in_float32(self):
         for operator in self.OPERATORS.values():
-            if isinstance(operator, Dense):
-                operator = Dense(operator.matrix.float(), operator.symmetric)
-            elif isinstance(operator, Diagonal):
-                operator = Diagonal(operator.d.float())
+            if isinstance(operator, DenseMatrix):
+                operator = DenseMatrix(operator.matrix.float(), operator.symmetric)
+            elif isinstance(operator, DiagonalMatrix):
+                operator = DiagonalMatrix(operator.d.float())
             else:
-                operator = Saddle(Diagonal(operator.H.d.float()), operator.A.float())
+                operator = Saddle(DiagonalMatrix(operator.H.d.float()), operator.A.float())
             rhs = random(B, operator.size, dtype=torch.float32)
             answer = solve_certified(operator, rhs)
             assert answer.solution.dtype == answer.residual.dtype == torch.float32
@@ -138,13 +149,16 @@ class TestFirstRung:
     def test_zero_right_hand_sides_get_zero(self):
         rhs = random(B, M)
         rhs[2] = 0
-        for operator in (Dense(random(B, M, M)), Dense(with_eigenvalues([1.0, 1, 1, 1, 1, 0]), symmetric=True)):
+        for operator in (
+            DenseMatrix(random(B, M, M)),
+            DenseMatrix(with_eigenvalues([1.0, 1, 1, 1, 1, 0]), symmetric=True),
+        ):
             answer = solve_certified(operator, rhs)
             assert (answer.solution[2] == 0).all() and answer.residual[2] == 0 and answer.certified[2]
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     def test_tiny_and_huge_right_hand_sides_do_not_underflow(self, dtype):
-        operator = Dense(random(B, M, M, dtype=dtype))
+        operator = DenseMatrix(random(B, M, M, dtype=dtype))
         rhs = random(B, M, dtype=dtype)
         expected = solve_certified(operator, rhs)
         for power in (-100, 100) if dtype == torch.float32 else (-900, 900):
@@ -155,7 +169,7 @@ class TestFirstRung:
 
     def test_empty_batch(self):
         for word in ("auto", "least_squares", "cholesky", "lu", "cg", "minres", "gmres"):
-            operator = Dense(torch.zeros(0, 3, 3), symmetric=True)
+            operator = DenseMatrix(torch.zeros(0, 3, 3), symmetric=True)
             answer = solve_certified(operator, torch.zeros(0, 3), linear=word)
             assert answer.solution.shape == (0, 3) and answer.method == ()
 
@@ -182,7 +196,7 @@ class TestRefinement:
         matrix = positive_definite()
         wrong = matrix + 1e-4 * positive_definite(seed=1)
         rhs = random(B, M)
-        answer = solve_certified(Dense(wrong, symmetric=True), rhs, apply=product(matrix))
+        answer = solve_certified(DenseMatrix(wrong, symmetric=True), rhs, apply=product(matrix))
         assert set(answer.method) == {"cholesky"}
         assert (answer.num_refinements >= 1).all() and (answer.num_refinements <= 3).all()
         assert_regular(answer, matrix, rhs, 1e-8)
@@ -191,13 +205,13 @@ class TestRefinement:
         matrix = positive_definite()
         wrong = matrix.clone()
         wrong[3] += 1e-5 * torch.eye(M)
-        answer = solve_certified(Dense(wrong, symmetric=True), random(B, M), apply=product(matrix))
+        answer = solve_certified(DenseMatrix(wrong, symmetric=True), random(B, M), apply=product(matrix))
         assert (answer.num_refinements > 0).tolist() == [False, False, False, True, False]
         assert answer.certified.all()
 
     def test_max_refinements_limits_them(self):
         matrix = positive_definite()
-        operator = Dense(matrix + 1e-4 * positive_definite(seed=1), symmetric=True)
+        operator = DenseMatrix(matrix + 1e-4 * positive_definite(seed=1), symmetric=True)
         answer = solve_certified(operator, random(B, M), apply=product(matrix), max_refinements=0)
         assert (answer.num_refinements == 0).all() and set(answer.method) == {"lu"}
         assert answer.certified.all()
@@ -205,7 +219,7 @@ class TestRefinement:
     def test_float32_factorization_of_a_float32_problem_gains_from_it(self):
         matrix = with_eigenvalues([1.0, 1e-1, 1e-2, 1e-3]).float()
         rhs = random(B, 4, dtype=torch.float32)
-        answer = solve_certified(Dense(matrix, symmetric=True), rhs)
+        answer = solve_certified(DenseMatrix(matrix, symmetric=True), rhs)
         assert answer.certified.all() and not answer.singular.any()
 
 
@@ -214,7 +228,7 @@ class TestWrongStructure:
 
     def test_a_wrong_matrix_is_replaced_by_the_true_one(self):
         matrix, rhs = random(B, M, M), random(B, M)
-        for operator in (Diagonal(matrix.diagonal(dim1=1, dim2=2)), Dense(random(B, M, M, seed=9))):
+        for operator in (DiagonalMatrix(matrix.diagonal(dim1=1, dim2=2)), DenseMatrix(random(B, M, M, seed=9))):
             answer = solve_certified(operator, rhs, apply=product(matrix))
             assert_regular(answer, matrix, rhs)
             assert set(answer.method) == {"lu"}
@@ -223,34 +237,34 @@ class TestWrongStructure:
         matrix = torch.diag_embed(random(B, M).exp())
         matrix[1, 0, 5] = matrix[1, 5, 0] = 0.5
         rhs = random(B, M)
-        answer = solve_certified(Diagonal(matrix.diagonal(dim1=1, dim2=2)), rhs, apply=product(matrix))
+        answer = solve_certified(DiagonalMatrix(matrix.diagonal(dim1=1, dim2=2)), rhs, apply=product(matrix))
         assert answer.method == ("diagonal", "lu", "diagonal", "diagonal", "diagonal")
         assert_regular(answer, matrix, rhs)
 
     def test_a_matrix_believed_singular_is_not(self):
         matrix, rhs = positive_definite(), random(B, M)
-        answer = solve_certified(Diagonal(torch.zeros(B, M, dtype=torch.float64)), rhs, apply=product(matrix))
+        answer = solve_certified(DiagonalMatrix(torch.zeros(B, M, dtype=torch.float64)), rhs, apply=product(matrix))
         assert_regular(answer, matrix, rhs)
 
     def test_a_matrix_believed_symmetric_is_not(self):
         for matrix in (random(B, M, M), random(B, M, 4) @ random(B, 4, M, seed=1)):
             rhs = multiply(matrix, random(B, M, seed=2))
             for word in ("auto", "least_squares"):
-                answer = solve_certified(Dense(matrix, symmetric=True), rhs, linear=word)
+                answer = solve_certified(DenseMatrix(matrix, symmetric=True), rhs, linear=word)
                 assert answer.certified.all()
                 expected = multiply(torch.linalg.pinv(matrix, rtol=1e-10), rhs)
                 torch.testing.assert_close(answer.solution, expected, rtol=1e-8, atol=1e-8)
 
     def test_apply_may_be_an_operator(self):
         matrix, rhs = random(B, M, M), random(B, M, 2)
-        answer = solve_certified(Dense(matrix + 1.0), rhs, apply=Dense(matrix))
+        answer = solve_certified(DenseMatrix(matrix + 1.0), rhs, apply=DenseMatrix(matrix))
         torch.testing.assert_close(matrix @ answer.solution, rhs)
         assert answer.certified.all()
 
     def test_a_singular_truth_is_seen(self):
         truth = with_eigenvalues([3.0, 2.0, 1.0, 1.0, 0.0, 0.0])
         rhs = random(B, M)
-        answer = solve_certified(Dense(positive_definite(), symmetric=True), rhs, apply=product(truth))
+        answer = solve_certified(DenseMatrix(positive_definite(), symmetric=True), rhs, apply=product(truth))
         assert answer.degenerate.all()
         torch.testing.assert_close(answer.solution, multiply(torch.linalg.pinv(truth, rtol=1e-10), rhs))
 
@@ -259,7 +273,7 @@ class TestSaferMethods:
     def test_indefinite_items_go_from_cholesky_to_lu(self):
         matrix, rhs = positive_definite(), random(B, M)
         matrix[1], matrix[4] = -matrix[1], with_eigenvalues([3.0, -2, 1, -1, 2, -3])[0]
-        answer = solve_certified(Dense(matrix, symmetric=True), rhs)
+        answer = solve_certified(DenseMatrix(matrix, symmetric=True), rhs)
         assert answer.method == ("cholesky", "lu", "cholesky", "cholesky", "lu")
         assert_regular(answer, matrix, rhs)
 
@@ -314,7 +328,7 @@ class TestSingular:
     @pytest.mark.parametrize("symmetric", [True, False])
     def test_least_squares_is_of_minimum_norm(self, word, symmetric):
         matrix = with_eigenvalues([3.0, 2, 1, 0, 0]) if symmetric else random(B, 5, 3, seed=3) @ random(B, 3, 5, seed=4)
-        operator = Dense(matrix, symmetric)
+        operator = DenseMatrix(matrix, symmetric)
         inverse = torch.linalg.pinv(matrix, rtol=1e-10)
         for rhs in (multiply(matrix, random(B, 5)), random(B, 5)):
             answer = solve_certified(operator, rhs, linear=word)
@@ -329,7 +343,7 @@ class TestSingular:
         matrix = with_eigenvalues([3.0, 2, 1, 1, 1, 0], batch=40)
         rhs = multiply(matrix, random(40, M))
         for word in ("lu", "cholesky"):
-            answer = solve_certified(Dense(matrix, symmetric=True), rhs, linear=word)
+            answer = solve_certified(DenseMatrix(matrix, symmetric=True), rhs, linear=word)
             assert answer.degenerate.all() and (answer.residual < 1e-13).all()
             assert (answer.solution.norm(dim=1) < 10 * rhs.norm(dim=1)).all()
 
@@ -358,7 +372,7 @@ class TestSingular:
         A = random(B, P, M)
         saddle = Saddle(positive_definite(), torch.cat([A, A[:, :1]], dim=1))
         rhs = torch.cat([random(B, M), torch.zeros(B, P + 1, dtype=torch.float64)], dim=1)
-        dense = Dense(saddle.dense(), symmetric=True)
+        dense = DenseMatrix(saddle.dense(), symmetric=True)
         assert solve_certified(dense, rhs).degenerate.all()
         answer = solve_certified(dense, rhs, primal_size=M)
         assert answer.singular.all() and not answer.degenerate.any()
@@ -377,7 +391,7 @@ class TestSingular:
     def test_only_singular_items_fall(self):
         matrix = positive_definite()
         matrix[2] = with_eigenvalues([1.0, 1, 1, 0, 0, 0])[0]
-        answer = solve_certified(Dense(matrix, symmetric=True), random(B, M))
+        answer = solve_certified(DenseMatrix(matrix, symmetric=True), random(B, M))
         assert answer.method == ("cholesky", "cholesky", "least_squares", "cholesky", "cholesky")
         assert answer.degenerate.tolist() == answer.singular.tolist() == [False, False, True, False, False]
 
@@ -385,18 +399,18 @@ class TestSingular:
         matrix = positive_definite()
         matrix[1], matrix[3] = with_eigenvalues([1.0, 1, 1, 1, 0, 0])[:2]
         with pytest.raises(SingularError, match=r"2 items .* \(items 1, 3; item 1 has rank 4 of 6\).*least_squares"):
-            solve_certified(Dense(matrix, symmetric=True), random(B, M), on_singular="raise")
-        solve_certified(Dense(positive_definite(), symmetric=True), random(B, M), on_singular="raise")
+            solve_certified(DenseMatrix(matrix, symmetric=True), random(B, M), on_singular="raise")
+        solve_certified(DenseMatrix(positive_definite(), symmetric=True), random(B, M), on_singular="raise")
         many = torch.zeros(20, 2, 2, dtype=torch.float64)
         with pytest.raises(SingularError, match=r"items 0, 1, 2, 3, 4, 5, 6, 7, \.\.\.; item 0 has rank 0 of 2"):
-            solve_certified(Dense(many), random(20, 2), on_singular="raise")
+            solve_certified(DenseMatrix(many), random(20, 2), on_singular="raise")
 
     @pytest.mark.parametrize("damping", [1e-2, 1e-5])
     def test_damp_adds_a_proximal_term(self, damping):
         matrix = with_eigenvalues([4.0, 2, 1, 1, 0, 0])
         matrix[2] = positive_definite()[2]
         rhs = random(B, M)
-        answer = solve_certified(Dense(matrix, symmetric=True), rhs, on_singular="damp", damping=damping)
+        answer = solve_certified(DenseMatrix(matrix, symmetric=True), rhs, on_singular="damp", damping=damping)
         assert answer.degenerate.tolist() == [True, True, False, True, True]
         assert answer.method == ("damp", "damp", "cholesky", "damp", "damp")
         scale = matrix.abs().amax((1, 2))
@@ -417,7 +431,7 @@ class TestSingular:
     def test_damped_solutions_tend_to_the_minimum_norm_one(self):
         matrix = with_eigenvalues([4.0, 2, 1, 1, 0, 0])
         rhs = multiply(matrix, random(B, M))
-        operator = Dense(matrix, symmetric=True)
+        operator = DenseMatrix(matrix, symmetric=True)
         shortest = solve_certified(operator, rhs).solution
         damped = solve_certified(operator, rhs, on_singular="damp", damping=1e-7).solution
         torch.testing.assert_close(damped, shortest, rtol=1e-5, atol=1e-5)
@@ -428,9 +442,9 @@ class TestSingular:
         rhs = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], dtype=torch.float64)
         if on_singular == "raise":
             with pytest.raises(SingularError, match="item 1 has rank 2 of 3"):
-                solve_certified(Diagonal(d), rhs, on_singular=on_singular)
+                solve_certified(DiagonalMatrix(d), rhs, on_singular=on_singular)
             return
-        answer = solve_certified(Diagonal(d), rhs, on_singular=on_singular, damping=0.25)
+        answer = solve_certified(DiagonalMatrix(d), rhs, on_singular=on_singular, damping=0.25)
         assert answer.degenerate.tolist() == [False, True]
         assert answer.solution[0].tolist() == [1.0, 0.5, 0.25]
         assert answer.solution[1].tolist() == ([1.0, 0.0, 0.25] if on_singular == "least_squares" else [0.5, 1.0, 0.2])
@@ -438,11 +452,11 @@ class TestSingular:
     def test_large_diagonals_are_never_dense(self):
         d = random(2, 100_000).exp()
         d[1, 7] = 0
-        answer = solve_certified(Diagonal(d), torch.ones_like(d))
+        answer = solve_certified(DiagonalMatrix(d), torch.ones_like(d))
         assert answer.degenerate.tolist() == [False, True] and answer.method == ("diagonal", "diagonal")
 
     def test_rcond_decides_what_counts_as_singular(self):
-        operator = Dense(with_eigenvalues([1.0, 1.0, 1e-6]), symmetric=True)
+        operator = DenseMatrix(with_eigenvalues([1.0, 1.0, 1e-6]), symmetric=True)
         rhs = random(B, 3)
         assert not solve_certified(operator, rhs).singular.any()
         answer = solve_certified(operator, rhs, rcond=1e-4)
@@ -464,7 +478,7 @@ class TestScaling:
         }[kind]()
         scale = torch.logspace(-8, 8, size, dtype=torch.float64)[torch.randperm(size)]
         scaled = matrix * scale[:, None] * scale
-        operator = Dense(scaled, symmetric=kind != "nonsymmetric")
+        operator = DenseMatrix(scaled, symmetric=kind != "nonsymmetric")
         if size > M:
             operator = Saddle(scaled[:, :M, :M], scaled[:, M:, :M])
         rhs = random(B, size)
@@ -505,7 +519,7 @@ class TestScaling:
     @pytest.mark.parametrize("word", ["auto", "least_squares", "schur", "schur diagonal"])
     def test_an_H_of_rounding_is_no_curvature(self, word):
         H = 1e-17 * positive_definite()
-        H = Diagonal(H.diagonal(dim1=1, dim2=2)) if word == "schur diagonal" else H
+        H = DiagonalMatrix(H.diagonal(dim1=1, dim2=2)) if word == "schur diagonal" else H
         operator, word = Saddle(H, random(B, P, M)), word.split()[0]
         rhs = torch.cat([random(B, M), torch.zeros(B, P, dtype=torch.float64)], dim=1)
         answer = solve_certified(operator, rhs, linear=word)
@@ -517,11 +531,11 @@ class TestScaling:
         matrix, rhs = random(B, M, M, seed=seed), random(B, M, seed=seed + 1)
         matrix[0] = torch.outer(matrix[0, 0], matrix[0, 1])  # rank one
         factor = 2.0**power
-        answer = solve_certified(Dense(matrix), rhs)
-        scaled = solve_certified(Dense(matrix * factor), rhs * factor)
+        answer = solve_certified(DenseMatrix(matrix), rhs)
+        scaled = solve_certified(DenseMatrix(matrix * factor), rhs * factor)
         assert torch.equal(answer.solution, scaled.solution)
         assert answer.method == scaled.method and torch.equal(answer.singular, scaled.singular)
-        shrunk = solve_certified(Dense(matrix * factor), rhs)
+        shrunk = solve_certified(DenseMatrix(matrix * factor), rhs)
         torch.testing.assert_close(shrunk.solution * factor, answer.solution, rtol=1e-12, atol=0)
         assert torch.equal(answer.degenerate, shrunk.degenerate)
 
@@ -537,7 +551,7 @@ class TestBatchMatesAreStrangers:
                 with_eigenvalues([1.0, -1, 2, -2, 3, -3], batch=1),
             ]
         )
-        return Dense(matrices, symmetric=True), random(6, M)
+        return DenseMatrix(matrices, symmetric=True), random(6, M)
 
     @pytest.mark.parametrize("word", ["auto", "lu", "least_squares", "minres"])
     def test_an_item_alone_gets_the_same(self, word):
@@ -562,7 +576,7 @@ class TestBatchMatesAreStrangers:
             matrix[1, 3, 2] = matrix[1, 2, 3] = poison
         else:
             rhs[1, 2] = poison
-        answer = solve_certified(Dense(matrix, symmetric=True), rhs, linear=word)
+        answer = solve_certified(DenseMatrix(matrix, symmetric=True), rhs, linear=word)
         assert answer.solution[1].isnan().all() and answer.residual[1].isnan()
         assert not (answer.certified[1] or answer.degenerate[1] or answer.singular[1])
         assert answer.method[1] == "none"
@@ -585,12 +599,12 @@ class TestBatchMatesAreStrangers:
 
 class TestTolerance:
     def test_rtol_decides_what_is_certified(self):
-        operator, rhs = Dense(random(B, M, M)), random(B, M)
+        operator, rhs = DenseMatrix(random(B, M, M)), random(B, M)
         impossible = solve_certified(operator, rhs, rtol=0.0)
         assert not impossible.certified.all() and (impossible.residual < 1e-13).all()
         assert not solve_certified(operator, rhs, rtol=1e-30).certified.all()
         rough = MINRES(rtol=1e-3)
-        operator = Dense(with_eigenvalues([1.0, 2, 3, 4, 5, 6]), symmetric=True)
+        operator = DenseMatrix(with_eigenvalues([1.0, 2, 3, 4, 5, 6]), symmetric=True)
         assert set(solve_certified(operator, rhs, linear=rough, rtol=1e-2).method) == {"minres"}
         loose = solve_certified(operator, rhs, linear=rough, rtol=1e-2)
         assert (loose.num_refinements == 0).all()
@@ -601,28 +615,28 @@ class TestTolerance:
     def test_ill_conditioned_systems_are_certified_by_the_bound_of_their_error(self, symmetric):
         # Rounding alone leaves eps * 1e8 of the right-hand side here.
         matrix, u = with_eigenvalues([1.0, 1e-2, 1e-4, 1e-6, 1e-8], batch=50), random(50, 5)
-        answer = solve_certified(Dense(matrix, symmetric), random(50, 5))
+        answer = solve_certified(DenseMatrix(matrix, symmetric), random(50, 5))
         assert answer.certified.all() and (answer.residual > default_rtol(torch.float64)).any()
         assert set(answer.method) <= {"cholesky", "lu"}
-        answer = solve_certified(Dense(matrix, symmetric), multiply(matrix, u), apply=product(matrix))
+        answer = solve_certified(DenseMatrix(matrix, symmetric), multiply(matrix, u), apply=product(matrix))
         assert answer.certified.all()
         assert ((answer.solution - u).norm(dim=1) <= default_rtol(torch.float64) ** 0.5 * u.norm(dim=1)).all()
 
     def test_digits_that_are_lost_are_reported(self):
-        answer = solve_certified(Dense(with_eigenvalues([1.0, 1.0, 1e-13]), symmetric=True), random(B, 3))
+        answer = solve_certified(DenseMatrix(with_eigenvalues([1.0, 1.0, 1e-13]), symmetric=True), random(B, 3))
         assert not answer.certified.any() and not answer.singular.any()
 
     @pytest.mark.parametrize("solver", [Cholesky(), LU(), LeastSquares()], ids=str)
     def test_the_bound_of_the_error_is_one(self, solver):
         matrix = with_eigenvalues([1.0, 1e-1, 1e-2, 1e-3], batch=50)
-        state = solver.init(Dense(matrix, symmetric=True))
+        state = solver.init(DenseMatrix(matrix, symmetric=True))
         u = random(50, 4, 2)
         wrong = u + 1e-5 * random(50, 4, 2, seed=1)
         error = ((wrong - u).norm(dim=1) / wrong.norm(dim=1)).amax(1)
         bound = solver.error(state, wrong, matrix @ (u - wrong))
         assert (bound >= 0.1 * error).all()  # other units, and an estimate of the norm of the inverse
         assert (solver.error(state, u, torch.zeros_like(u)) == 0).all()
-        assert CG().error(CG().init(Dense(matrix)), u, u).isinf().all()
+        assert CG().error(CG().init(DenseMatrix(matrix)), u, u).isinf().all()
 
     def test_default_is_eps_to_the_three_fifths(self):
         assert default_rtol(torch.float64) == pytest.approx(4.05e-10, rel=0.01)
@@ -631,13 +645,13 @@ class TestTolerance:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
     def test_random_systems_of_moderate_condition_need_no_fallback(self, dtype):
         for size in (1, 2, 10, 50):
-            operator = Dense(random(50, size, size, dtype=dtype))
+            operator = DenseMatrix(random(50, size, size, dtype=dtype))
             answer = solve_certified(operator, random(50, size, dtype=dtype))
             assert answer.certified.all() and not answer.singular.any()
 
 
 def K(size=M):
-    return Dense(random(B, size, size))
+    return DenseMatrix(random(B, size, size))
 
 
 WRONG_ARGUMENTS = {
@@ -710,13 +724,13 @@ class TestChoice:
             return MatrixFree(abs, batch=1, size=size, symmetric=symmetric)
 
         H, A = positive_definite(), random(B, P, M)
-        assert choose(Diagonal(random(B, M))) == Elementwise()
-        assert choose(Dense(H, symmetric=True)) == Cholesky()
-        assert choose(Dense(H, symmetric=True), positive_definite=False) == LU()
-        assert choose(Dense(H)) == LU()
+        assert choose(DiagonalMatrix(random(B, M))) == Elementwise()
+        assert choose(DenseMatrix(H, symmetric=True)) == Cholesky()
+        assert choose(DenseMatrix(H, symmetric=True), positive_definite=False) == LU()
+        assert choose(DenseMatrix(H)) == LU()
         assert choose(Saddle(H, A)) == LU()
-        assert choose(Saddle(Dense(H), A)) == LU()
-        assert choose(Saddle(Diagonal(random(B, M)), A)) == SchurComplement()
+        assert choose(Saddle(DenseMatrix(H), A)) == LU()
+        assert choose(Saddle(DiagonalMatrix(random(B, M)), A)) == SchurComplement()
         assert choose(Saddle(positive_definite(size=50), random(B, P, 50))) == SchurComplement()
         assert choose(Saddle(H, random(B, 0, M))) == Cholesky()
         assert choose(free(10)) == LU()
@@ -733,7 +747,7 @@ class TestChoice:
         assert solve_certified(operator, rhs, linear=Inverse()).method == ("Inverse",) * B
 
     def test_preconditioned_krylov_objects_are_taken(self):
-        operator = Dense(positive_definite(), symmetric=True)
+        operator = DenseMatrix(positive_definite(), symmetric=True)
         solver = CG(preconditioner=jacobi(operator.matrix.diagonal(dim1=1, dim2=2)))
         answer = solve_certified(operator, random(B, M), linear=solver)
         assert set(answer.method) == {"cg"} and answer.certified.all()

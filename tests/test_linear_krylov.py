@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torchddn.errors import InvalidInputError
-from torchddn.linear import CG, GMRES, MINRES, Dense, Diagonal, Krylov, MatrixFree, Saddle, Solver, jacobi
+from torchddn.linear import CG, GMRES, MINRES, DenseMatrix, DiagonalMatrix, Krylov, MatrixFree, Saddle, Solver, jacobi
 
 B, S = 6, 12
 METHODS = {"cg": CG(), "minres": MINRES(), "gmres": GMRES(), "gmres restarted": GMRES(restart=5, max_steps=2000)}
@@ -29,11 +29,11 @@ def with_eigenvalues(values, seed=0):
 def operator_for(method, batch=B, size=S, dtype=torch.float64, seed=0):
     if isinstance(method, CG):
         factor = random(batch, size, size, seed=seed)
-        return Dense((factor @ factor.mT / size + torch.eye(size)).to(dtype), symmetric=True)
+        return DenseMatrix((factor @ factor.mT / size + torch.eye(size)).to(dtype), symmetric=True)
     if isinstance(method, MINRES):
         values = torch.linspace(1, 3, size, dtype=torch.float64) * (-1.0) ** torch.arange(size)
-        return Dense(with_eigenvalues(values.expand(batch, size), seed).to(dtype), symmetric=True)
-    return Dense((random(batch, size, size, seed=seed) / size**0.5 + 2 * torch.eye(size)).to(dtype))
+        return DenseMatrix(with_eigenvalues(values.expand(batch, size), seed).to(dtype), symmetric=True)
+    return DenseMatrix((random(batch, size, size, seed=seed) / size**0.5 + 2 * torch.eye(size)).to(dtype))
 
 
 def solve(operator, rhs):
@@ -69,7 +69,7 @@ class TestAllMethods:
         matrix = operator.dense().clone()
         matrix[1] = torch.eye(S)  # done after one step
         matrix[2] = torch.diag(torch.tensor([1.0, 2.0, 3.0], dtype=dtype).repeat(S // 3))  # after three
-        operator = Dense(matrix, operator.symmetric)
+        operator = DenseMatrix(matrix, operator.symmetric)
         rhs = random(B, S, dtype=dtype)
         rhs[3] = 0
         rtol = 1e-3 * torch.finfo(dtype).eps ** 0.5
@@ -102,7 +102,7 @@ class TestAllMethods:
         matrix = operator.dense().clone()
         matrix[1, 2, 2] = torch.nan
         rhs[4, 0] = torch.inf
-        result = method.run(Dense(matrix, operator.symmetric), rhs)
+        result = method.run(DenseMatrix(matrix, operator.symmetric), rhs)
         assert result.converged.tolist() == [True, False, True, True, False, True]
         assert result.broken.tolist() == [False, True, False, False, True, False]
         assert (result.num_steps[[1, 4]] <= 1).all()
@@ -111,9 +111,9 @@ class TestAllMethods:
         torch.testing.assert_close(result.solution[others], clean.solution[others])
 
     def test_empty_batches_and_single_numbers(self, method, dtype):
-        nothing = Dense(torch.zeros(0, 3, 3, dtype=dtype), symmetric=True)
+        nothing = DenseMatrix(torch.zeros(0, 3, 3, dtype=dtype), symmetric=True)
         assert method.run(nothing, torch.zeros(0, 3, 2, dtype=dtype)).solution.shape == (0, 3, 2)
-        one = Dense(torch.tensor([[[2.0]], [[4.0]]], dtype=dtype), symmetric=True)
+        one = DenseMatrix(torch.tensor([[[2.0]], [[4.0]]], dtype=dtype), symmetric=True)
         result = method.run(one, torch.ones(2, 1, dtype=dtype))
         torch.testing.assert_close(result.solution, torch.tensor([[0.5], [0.25]], dtype=dtype))
         assert result.num_steps.tolist() == [1, 1]
@@ -147,7 +147,7 @@ class TestOptions:
         scale = torch.logspace(-2, 2, S, dtype=torch.float64)
         matrix = operator.dense() * scale[:, None] * scale
         matrix = torch.diag_embed(matrix.diagonal(dim1=1, dim2=2)) + 1e-3 * matrix
-        scaled = Dense(matrix, operator.symmetric)
+        scaled = DenseMatrix(matrix, operator.symmetric)
         plain = dataclasses.replace(method, rtol=1e-8, max_steps=1000).run(scaled, rhs)
         helped = dataclasses.replace(
             method, rtol=1e-8, max_steps=1000, preconditioner=jacobi(scaled.matrix.diagonal(dim1=1, dim2=2))
@@ -166,7 +166,7 @@ class TestOptions:
         assert method.sound(state).tolist() == [True] * B
         torch.testing.assert_close(method.solve(state, rhs), solve(operator, rhs), rtol=1e-6, atol=1e-6)
         transposed = method.transpose(state)
-        expected = solve(Dense(operator.dense().mT), rhs)
+        expected = solve(DenseMatrix(operator.dense().mT), rhs)
         torch.testing.assert_close(method.solve(transposed, rhs), expected, rtol=1e-6, atol=1e-6)
 
     def test_wrong_knobs_raise(self, method):
@@ -216,7 +216,7 @@ def test_items_that_stop_in_different_cycles_keep_their_answers():
     matrices = operator_for(GMRES()).dense().clone()
     matrices[0] = torch.eye(S)
     matrices[1] = torch.diag(torch.arange(1.0, 3.0, dtype=torch.float64).repeat(S // 2))
-    operator, rhs = Dense(matrices), random(B, S)
+    operator, rhs = DenseMatrix(matrices), random(B, S)
     result = GMRES(restart=3, max_steps=1000).run(operator, rhs)
     assert result.num_steps[:2].tolist() == [1, 2] and result.num_steps.max() > 6
     torch.testing.assert_close(result.solution, solve(operator, rhs), rtol=1e-9, atol=1e-9)
@@ -234,7 +234,7 @@ def test_cg_flags_indefinite_items_and_keeps_a_finite_iterate():
     values = torch.linspace(1, 2, S, dtype=torch.float64).repeat(B, 1)
     values[2, ::2] *= -1
     values[4] = -1
-    result = CG().run(Dense(with_eigenvalues(values), symmetric=True), random(B, S))
+    result = CG().run(DenseMatrix(with_eigenvalues(values), symmetric=True), random(B, S))
     assert result.broken.tolist() == [False, False, True, False, True, False]
     assert result.converged.tolist() == [True, True, False, True, False, True]
     assert result.solution.isfinite().all()
@@ -247,7 +247,7 @@ def test_solvable_singular_systems_get_the_shortest_solution(method):
     if not isinstance(method, CG):
         matrix = with_eigenvalues(values * torch.tensor([1.0, -1.0] * 4, dtype=torch.float64))
     rhs = (matrix @ random(B, 8, 1)).squeeze(-1)
-    result = method.run(Dense(matrix, symmetric=True), rhs)
+    result = method.run(DenseMatrix(matrix, symmetric=True), rhs)
     assert result.converged.all()
     expected = (torch.linalg.pinv(matrix, rtol=1e-10) @ rhs.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(result.solution, expected, rtol=1e-8, atol=1e-8)
@@ -257,7 +257,7 @@ def test_solvable_singular_systems_get_the_shortest_solution(method):
 def test_systems_without_a_solution_end_unconverged(method):
     matrix = with_eigenvalues(torch.tensor([3.0, 2.0, 1.0, 0.0, 0.0], dtype=torch.float64).repeat(B, 1))
     rhs = random(B, 5)
-    result = method.run(Dense(matrix, symmetric=True), rhs)
+    result = method.run(DenseMatrix(matrix, symmetric=True), rhs)
     assert not result.converged.any()
     assert result.solution.isfinite().all()
     if isinstance(method, MINRES):
@@ -270,7 +270,7 @@ def test_systems_without_a_solution_end_unconverged(method):
 def test_saddle_systems_with_redundant_rows(method):
     A = random(B, 3, 8)
     A = torch.cat([A, A[:, :1] + A[:, 1:2]], dim=1)
-    operator = Saddle(Diagonal(random(B, 8).exp()), A)
+    operator = Saddle(DiagonalMatrix(random(B, 8).exp()), A)
     rhs = torch.cat([random(B, 8), torch.zeros(B, 4, dtype=torch.float64)], dim=1)
     result = method.run(operator, rhs)
     assert result.converged.all()

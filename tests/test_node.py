@@ -144,7 +144,7 @@ def test_inputs_that_need_no_gradient_get_none():
 def test_solution_tells_everything():
     solution = ddn.DeclarativeNode(Sphere()).solve(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
     torch.testing.assert_close(solution.objective, torch.tensor([8.0], dtype=torch.float64))
-    assert solution.solver == "SQP"
+    assert solution.solver == "ActiveSetNewton, SQP"
     assert solution.stationarity.item() < 1e-10 and solution.feasibility.item() < 1e-10
     assert solution.complementarity.item() == 0 and solution.num_steps.item() > 0
     assert solution.inequality_multipliers is None and solution.lower_multipliers is None
@@ -337,7 +337,7 @@ def test_diagnostics_record_forward_and_backward():
     with ddn.diagnostics() as seen:
         node(x).sum().backward()
     forward, backward = seen.records
-    assert (forward.stage, forward.method, forward.statuses) == ("forward", "SQP", {"CONVERGED": 5})
+    assert (forward.stage, forward.method, forward.statuses) == ("forward", "ActiveSetNewton, SQP", {"CONVERGED": 5})
     assert backward.stage == "backward" and backward.residual < 1e-10 and backward.degenerate == ()
     assert forward.seconds > 0 and "DeclarativeNode(Sphere)" in str(seen)
     node(x)

@@ -18,6 +18,9 @@ NAMESPACES = [
     "torchddn.solvers",
     "torchddn.linear",
     "torchddn.models",
+    "torchddn.explain",
+    "torchddn.testing",
+    "torchddn.plotting",
 ]
 
 # Python takes None for "not installed", whoever asks: an import statement or `importlib.util.find_spec`.
@@ -49,7 +52,29 @@ def test_core_needs_only_torch_and_numpy():
     assert result.stdout == "imported\n", result.stderr
 
 
-@pytest.mark.parametrize("module", ["torchddn.datasets", "torchddn.experiments.cli"])
+def test_tools_are_imported_when_they_are_asked_for():
+    result = without_extras("""
+        import torch
+        lazy = ("torchddn.testing", "torchddn.plotting")
+        assert not any(name in sys.modules for name in lazy)
+        from torchddn import *
+        assert torchddn.testing.check_node(torch.sin, torch.ones(2, 3)).passed
+        try:
+            torchddn.plotting
+        except ImportError as error:
+            print(error)
+        try:
+            torchddn.plot
+        except AttributeError as error:
+            print(error)
+    """)
+    assert result.stdout.splitlines() == [
+        "`torchddn.plotting` needs matplotlib. Install it with `pip install 'torchddn[experiments]'`.",
+        "module 'torchddn' has no attribute 'plot'",
+    ], result.stderr
+
+
+@pytest.mark.parametrize("module", ["torchddn.datasets", "torchddn.plotting", "torchddn.experiments.cli"])
 def test_missing_extra_is_named(module):
     result = without_extras(f"import {module}")
     assert result.returncode == 1

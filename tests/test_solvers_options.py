@@ -275,7 +275,7 @@ def test_scipy_agrees_on_constrained_minima_and_multipliers(method, name):
     result = run(solvers.SciPy(method), case.problem(), case.x, case.y_0)
     assert converged(result)
     torch.testing.assert_close(result.y, case.answer, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(result.nu, ours.nu, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(result.dual, ours.dual, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["hybr", "lm", "anderson", "broyden1", "df-sane", "krylov"])

@@ -90,7 +90,7 @@ def test_random_non_convex_problems_end_in_minima(m):
     result = run(solvers.Newton(), problem, (A, b), 2 * y_0)
     assert statuses(result) == {"CONVERGED"} and result.num_steps.max() < 60
     batched, x = bound(problem, (A, b), y_0)
-    assert measure(batched, result.y, result.nu, x).stationarity.max() < 1e-11
+    assert measure(batched, result.y, result.dual, x).stationarity.max() < 1e-11
     f_yy = hessian(lambda y: batched.objective(y, x), result.y)
     assert torch.linalg.eigvalsh(f_yy).min() > 0
 
@@ -119,11 +119,11 @@ def test_random_non_convex_constraints_are_met_at_minima(m, kind):
     assert solved.sum() >= 98  # a local minimum of |h| may be in the way
     assert statuses(result) <= {"CONVERGED", "INFEASIBLE"}
     batched, x = bound(problem, (b, C, c), y_0)
-    measures = measure(batched, result.y, result.nu, x)
+    measures = measure(batched, result.y, result.dual, x)
     assert measures.feasibility[solved].max() < 1e-11
     scale = 1 + gradient(lambda y: batched.objective(y, x), result.y).norm(dim=1)
     assert (measures.stationarity / scale)[solved].max() < 1e-10
-    L_yy = hessian(lambda y: lagrangian(batched, y, result.nu, x), result.y)[solved]
+    L_yy = hessian(lambda y: lagrangian(batched, y, result.dual, x), result.y)[solved]
     h_y = jacobian(lambda y: batched.equality(y, x), result.y)[solved]
     tangent = torch.linalg.svd(h_y, full_matrices=True)[2][:, p:]
     reduced = torch.linalg.eigvalsh(tangent @ L_yy @ tangent.mT)[:, 0]
@@ -173,7 +173,7 @@ def test_redundant_rows_get_the_shortest_multipliers(word):
     shift = (x.sum(1, keepdim=True) - 1) / 3
     torch.testing.assert_close(result.y, x - shift, rtol=0, atol=1e-10)
     # Rows a and 2 a share the multiplier s of a as (s, 2 s) / 5 if they are scaled alike, (s, s / 2) / 2 if not.
-    torch.testing.assert_close(result.nu[:, :1] + 2 * result.nu[:, 1:], shift, rtol=0, atol=1e-9)
+    torch.testing.assert_close(result.dual[:, :1] + 2 * result.dual[:, 1:], shift, rtol=0, atol=1e-9)
 
 
 def test_more_constraints_than_variables_are_met_if_they_can_be():

@@ -4,6 +4,9 @@ Declare what a layer's output must be, the solution of an optimization problem, 
 gradients come from the implicit function theorem, whichever solver found the solution.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from torchddn import functional, linear, nn, penalties, solvers
 from torchddn.adjoint import IgnoreConstraints, Implicit, OneStep, Unrolled
 from torchddn.diagnostics import diagnostics
@@ -17,9 +20,14 @@ from torchddn.errors import (
     SolveError,
     UnboundedError,
 )
+from torchddn.explain import explain
 from torchddn.node import DeclarativeNode, argmin, fixed_point, root
 from torchddn.problem import LeastSquares, Problem
-from torchddn.status import Solution, Status
+from torchddn.status import PrimalDual, Solution, Status
+
+if TYPE_CHECKING:
+    from torchddn import plotting as plotting
+    from torchddn import testing
 
 __version__ = "0.1.0"
 
@@ -34,6 +42,7 @@ __all__ = [
     "InvalidInputError",
     "LeastSquares",
     "OneStep",
+    "PrimalDual",
     "Problem",
     "SingularError",
     "Solution",
@@ -43,6 +52,7 @@ __all__ = [
     "Unrolled",
     "argmin",
     "diagnostics",
+    "explain",
     "fixed_point",
     "functional",
     "linear",
@@ -50,4 +60,13 @@ __all__ = [
     "penalties",
     "root",
     "solvers",
+    "testing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first asked for. `plotting` needs matplotlib, which is why it is not in `__all__` either: a star
+    # import asks for everything there.
+    if name in ("plotting", "testing"):
+        return importlib.import_module(f"torchddn.{name}")
+    raise AttributeError(f"module 'torchddn' has no attribute {name!r}")

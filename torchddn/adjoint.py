@@ -7,21 +7,25 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from torchddn.active_set import ActiveSet
 from torchddn.derivatives import inside_transform
 from torchddn.errors import InvalidInputError
 from torchddn.implicit import Forward, ImplicitRoot, LinearOptions, Report, SolutionSystem
 from torchddn.linear import CG, MINRES, Cholesky, SchurComplement
 from torchddn.linear import get as get_linear
 from torchddn.problem import BatchedProblem, mend
+from torchddn.structure import check_declared
 
 __all__ = ["Adjoint", "Answer", "IgnoreConstraints", "Implicit", "OneStep", "Unrolled"]
 
 
 class Answer(NamedTuple):
-    """Decision ``(B, m)`` and multipliers ``(B, p)`` with their report."""
+    """Decision ``(B, m)`` and multipliers ``(B, p + q)`` with what is known about them."""
 
     y: Tensor
-    nu: Tensor
+    dual: Tensor
+    active: ActiveSet | None
+    sound: Tensor
     report: Report
 
 
@@ -49,12 +53,19 @@ class Implicit:
             ``"damp"`` (a proximal term ``damping/2 |y - y*|^2``), ``"raise"`` (:class:`~torchddn.SingularError`).
         damping: Weight of the proximal term relative to the size of the Hessian, positive.
         rtol: Certificate above which a solve is not accepted; None for a value fitting the dtype.
+        weakly_active: Where a constraint is active without a multiplier, the solution has a kink: ``"active"`` takes
+            the derivative of the side on which the constraint stays active, ``"inactive"`` of the other.
+        structure: What the Hessian of the Lagrangian looks like. ``"auto"`` takes the word of ``problem.structure``,
+            and looks for one where it pays, above 32 unknowns; ``"dense"`` forms it; a declaration such as
+            ``torchddn.linear.Diagonal()``, or a pair of one for it and one for the constraint rows, says what it is.
+            A wrong one costs time, never the gradient.
 
     Raises:
         InvalidInputError: If an option is not one of the above.
 
     Gradients:
-        Reverse and forward mode, of every order. At a degenerate item as ``on_singular`` says. An item whose
+        Reverse and forward mode, of every order, of ``y`` and of the multipliers. At a degenerate item as
+        ``on_singular`` says, at a kink as ``weakly_active`` says, both with a warning. An item whose
         input or answer is not finite gets gradient zero and leaves shared gradients alone (NaN under
         ``on_failure="nan"``).
 
@@ -70,6 +81,8 @@ class Implicit:
     on_singular: str = "least_squares"
     damping: float = 1e-6
     rtol: float | None = None
+    weakly_active: str = "active"
+    structure: Any = "auto"
 
     def __post_init__(self) -> None:
         get_linear(self.linear)
@@ -77,17 +90,23 @@ class Implicit:
             raise InvalidInputError(
                 f"`Implicit(on_singular=...)` must be 'least_squares', 'damp' or 'raise', got {self.on_singular!r}."
             )
+        if self.weakly_active not in ("active", "inactive"):
+            raise InvalidInputError(
+                f"`Implicit(weakly_active=...)` must be 'active' or 'inactive', got {self.weakly_active!r}."
+            )
         _check_positive("Implicit", "damping", self.damping)
         if self.rtol is not None:
             _check_positive("Implicit", "rtol", self.rtol)
+        check_declared("Implicit(structure=...)", self.structure)
 
     def answer(self, problem: BatchedProblem, forward: Forward, x: Sequence[Tensor], poison: bool) -> Answer:
         """The solution, differentiable by the rule above."""
         self._check_symmetry(problem)
-        system = SolutionSystem(problem, forward, self._options(), constrained=True, poison=poison)
-        z, _, *report = ImplicitRoot.apply(system, *x)
-        y, nu = (z, z.new_zeros(z.shape[0], 0)) if not problem.p else z.split([problem.m, problem.p], dim=1)
-        return Answer(y, nu, Report(*report))
+        system = SolutionSystem(problem, forward, self._options(problem), constrained=True, poison=poison)
+        z, *others = ImplicitRoot.apply(system, *x)
+        constants, report = others[: system.num_constants], others[system.num_constants :]
+        y, dual = z[:, : problem.m], z[:, problem.m :]
+        return Answer(y, dual, system.active(constants), constants[0], Report(*report))
 
     def _check_symmetry(self, problem: BatchedProblem) -> None:
         if problem.kind != "minimize" and isinstance(get_linear(self.linear), (CG, MINRES, Cholesky, SchurComplement)):
@@ -96,8 +115,13 @@ class Implicit:
                 f"{self.linear!r} needs. Use 'auto', 'lu' or 'gmres'."
             )
 
-    def _options(self) -> LinearOptions:
-        return LinearOptions(self.linear, self.on_singular, float(self.damping), self.rtol)
+    def _options(self, problem: BatchedProblem) -> LinearOptions:
+        structure = self.structure
+        if isinstance(structure, str) and structure == "auto":
+            structure = problem.template.structure
+            check_declared(f"{type(problem.template).__name__}.structure", structure)
+        damping = float(self.damping)
+        return LinearOptions(self.linear, self.on_singular, damping, self.rtol, self.weakly_active, structure)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +147,11 @@ class IgnoreConstraints:
     def answer(self, problem: BatchedProblem, forward: Forward, x: Sequence[Tensor], poison: bool) -> Answer:
         """The solution, differentiable as if it had no constraints."""
         system = SolutionSystem(
-            problem, forward, Implicit(linear=self.linear)._options(), constrained=False, poison=poison
+            problem, forward, Implicit(linear=self.linear)._options(problem), constrained=False, poison=poison
         )
-        y, _, nu, *report = ImplicitRoot.apply(system, *x)
-        return Answer(y, nu, Report(*report))
+        y, *others = ImplicitRoot.apply(system, *x)
+        (*constants, dual), report = others[: system.num_constants], others[system.num_constants :]
+        return Answer(y, dual, system.active(constants), constants[0], Report(*report))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +202,10 @@ def _unrolled(
     problem: BatchedProblem, forward: Forward, x: Sequence[Tensor], num_steps: int | None, poison: bool
 ) -> Answer:
     # The first solve gives the report and where to continue from; it is opaque, so that it runs under vmap.
-    system = SolutionSystem(problem, forward, Implicit()._options(), constrained=True, poison=False)
-    z, sound, *report = ImplicitRoot.apply(system, *(tensor.detach() for tensor in x))
-    report = Report(*report)
+    system = SolutionSystem(problem, forward, Implicit()._options(problem), constrained=True, poison=False)
+    z, *others = ImplicitRoot.apply(system, *(tensor.detach() for tensor in x))
+    constants, report = others[: system.num_constants], Report(*others[system.num_constants :])
+    sound = constants[0]
     y = z[:, : problem.m].detach()
     safe_y, safe_x = (y, x) if forward.all_sound else (mend(y, sound), problem.mend(x, sound))
     if num_steps is not None:
@@ -190,9 +216,9 @@ def _unrolled(
         taken = int(report.num_steps.max()) if problem.size else 0
         unrolled = forward.unroll(problem, safe_x, None, max(1, taken))
     lost = torch.nan if poison else 0.0
-    y, nu = (torch.where(sound[:, None], part, part.detach() * lost) for part in unrolled)
+    y, dual = (torch.where(sound[:, None], part, part.detach() * lost) for part in unrolled)
     y = torch.where(sound[:, None], y, torch.nan)
-    return Answer(y, nu, report)
+    return Answer(y, dual, system.active(constants), sound, report)
 
 
 def _check_positive(call: str, name: str, value: object) -> None:

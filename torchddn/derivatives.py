@@ -17,18 +17,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch._C._autograd import _top_saved_tensors_default_hooks
 
 __all__ = [
     "Linearization",
+    "dense_rows",
     "gradient",
     "hessian",
     "inside_transform",
     "jacobian",
     "jvp",
+    "outer_gradient",
     "private_graph",
     "value_and_gradient",
+    "value_and_vjp",
     "vjp",
 ]
 
@@ -36,7 +40,7 @@ Batched = Callable[..., Tensor]
 
 # Rows of a dense Jacobian are taken together until this many numbers of the argument are in flight: small
 # problems pay the fixed cost of one pass only, large ones stay at the memory of one product.
-ROWS_BUDGET = 2**16
+ROWS_BUDGET = 2**18
 
 
 def inside_transform() -> bool:
@@ -81,18 +85,53 @@ def vjp(function: Batched, primals: Sequence[Tensor], cotangent: Tensor) -> tupl
         ...     vjp(lambda y: y.square(), (torch.tensor([[1.0, 3.0]]),), torch.ones(1, 2))
         (tensor([[2., 6.]]),)
     """
-    return _pull(function, primals, cotangent)[1]
+    return value_and_vjp(function, primals, cotangent)[1]
+
+
+def value_and_vjp(
+    function: Batched, primals: Sequence[Tensor], cotangent: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Returns the function's value and :func:`vjp` from one evaluation; a cotangent None stands for ones."""
+    if inside_transform():
+        value, pull = _functional_vjp(function, *primals)
+        return value, pull(torch.ones_like(value) if cotangent is None else cotangent)
+    keep_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [_leaf(tensor, keep_graph) for tensor in primals]
+        value = function(*leaves)
+        if not value.requires_grad:
+            return value, tuple(torch.zeros_like(leaf) for leaf in leaves)
+        grads = torch.autograd.grad(
+            value,
+            leaves,
+            torch.ones_like(value) if cotangent is None else cotangent,
+            create_graph=keep_graph,
+            materialize_grads=True,
+        )
+    return value if keep_graph else value.detach(), grads
 
 
 def value_and_gradient(function: Batched, y: Tensor) -> tuple[Tensor, Tensor]:
     """Returns ``f(y)`` of shape ``(B,)`` and ``f_y`` of shape ``(B, m)``."""
-    value, (f_y,) = _pull(function, (y,), None)
+    value, (f_y,) = value_and_vjp(function, (y,), None)
     return value, f_y
 
 
 def gradient(function: Batched, y: Tensor) -> Tensor:
     """Returns ``f_y``, ``(B, m)``, of a function with values ``(B,)``."""
     return value_and_gradient(function, y)[1]
+
+
+def outer_gradient(function: Batched, y: Tensor) -> Tensor:
+    """:func:`gradient` for a user's own graph, of whose dual numbers it carries the tangents as well.
+
+    Everything else here runs inside an opaque function, where there are none; ``torch.func`` is not used without need,
+    since it does not run under a checkpoint's hooks.
+    """
+    if fwAD._current_level < 0:
+        return gradient(function, y)
+    value, pull = _functional_vjp(function, y)
+    return pull(torch.ones_like(value))[0]
 
 
 def jvp(function: Batched, primals: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
@@ -193,28 +232,43 @@ class Linearization:
             return torch.zeros_like(self.value)
         return self._grad(self._pulled, self._v, t)
 
-    def dense(self) -> Tensor:
-        """``K`` itself, ``(B, r, m)``, some rows at a time."""
-        num_items, num_rows = self.value.shape
-        if not self.value.requires_grad or self.value.numel() == 0:
-            return self._y.new_zeros(num_items, num_rows, self._y.shape[1])
-        at_once = max(1, ROWS_BUDGET // self._work)
-        chunks = _basis(self.value).split(at_once)
-        return torch.cat([self._rows(chunk) for chunk in chunks]).movedim(0, 1)
-
-    def _rows(self, basis: Tensor) -> Tensor:
-        if len(basis) == 1:
-            return self._grad(self.value, self._y, basis[0])[None]
-        # Not `is_grads_batched`: its older vmap cannot enter an autograd.Function, such as a node inside a node.
-        return torch.func.vmap(lambda v: self._grad(self.value, self._y, v))(basis)
+    def dense(self, num_rows: int | None = None) -> Tensor:
+        """``K`` itself, ``(B, r, m)``, or its first rows, some at a time."""
+        return dense_rows(self.value, self._y, self._work, self._keep_graph, num_rows)
 
     def _grad(self, output: Tensor, leaf: Tensor | None, v: Tensor) -> Tensor:
         assert leaf is not None
-        (product,) = torch.autograd.grad(
-            output, leaf, v, retain_graph=True, create_graph=self._keep_graph, allow_unused=True
-        )
-        # `materialize_grads` would read the shape of `leaf` in a graph that may not contain it.
-        return torch.zeros_like(leaf) if product is None else product
+        return _product(output, leaf, v, self._keep_graph)
+
+
+def dense_rows(value: Tensor, y: Tensor, work: int, keep_graph: bool, num_rows: int | None = None) -> Tensor:
+    """The Jacobian of ``value``, ``(B, r)``, in the leaf ``y``, ``(B, r, m)``, or its first rows, some at a time.
+
+    Args:
+        value: With a graph that leads to ``y``, or without one.
+        y: ``(B, m)``.
+        work: As for :func:`jacobian`.
+        keep_graph: Whether the rows are to be differentiable.
+        num_rows: How many rows; None for all.
+    """
+    num_items, all_rows = value.shape
+    num_rows = all_rows if num_rows is None else num_rows
+    if not value.requires_grad or not num_items * num_rows:
+        return y.new_zeros(num_items, num_rows, y.shape[1])
+
+    def row(v: Tensor) -> Tensor:
+        return _product(value, y, v, keep_graph)
+
+    chunks = _basis(value)[:num_rows].split(max(1, ROWS_BUDGET // max(work, y.numel(), 1)))
+    # Not `is_grads_batched`: its older vmap cannot enter an autograd.Function, such as a node inside a node.
+    rows = [row(chunk[0])[None] if len(chunk) == 1 else torch.func.vmap(row)(chunk) for chunk in chunks]
+    return (rows[0] if len(rows) == 1 else torch.cat(rows)).movedim(0, 1)
+
+
+def _product(output: Tensor, leaf: Tensor, v: Tensor, keep_graph: bool) -> Tensor:
+    (product,) = torch.autograd.grad(output, leaf, v, retain_graph=True, create_graph=keep_graph, allow_unused=True)
+    # `materialize_grads` would read the shape of `leaf` in a graph that may not contain it.
+    return torch.zeros_like(leaf) if product is None else product
 
 
 def _functional_vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any, Callable[..., Any]]:
@@ -227,23 +281,3 @@ def _basis(value: Tensor) -> Tensor:
     num_items, num_rows = value.shape
     eye = torch.eye(num_rows, dtype=value.dtype, device=value.device)
     return eye[:, None, :].expand(num_rows, num_items, num_rows)
-
-
-def _pull(function: Batched, primals: Sequence[Tensor], cotangent: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-    if inside_transform():
-        value, pull = _functional_vjp(function, *primals)
-        return value, pull(torch.ones_like(value) if cotangent is None else cotangent)
-    keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaves = [_leaf(tensor, keep_graph) for tensor in primals]
-        value = function(*leaves)
-        if not value.requires_grad:
-            return value, tuple(torch.zeros_like(leaf) for leaf in leaves)
-        grads = torch.autograd.grad(
-            value,
-            leaves,
-            torch.ones_like(value) if cotangent is None else cotangent,
-            create_graph=keep_graph,
-            materialize_grads=True,
-        )
-    return value if keep_graph else value.detach(), grads

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchddn._shapes import Layout, check_floating, flatten_tree, layout_of, tree_names
+from torchddn.bounds import evaluate_bounds
 from torchddn.derivatives import inside_transform, private_graph
 from torchddn.errors import DDNError, InvalidInputError
 from torchddn.problem import BatchedProblem, Problem, bind
+from torchddn.status import PrimalDual
 
 __all__ = ["START_WORDS", "Prepared", "flat_start", "prepare"]
 
@@ -26,11 +28,19 @@ _CANNOT_BATCH = ("vmap", "data-dependent", "data pointer")
 
 
 class Prepared(NamedTuple):
-    """A checked call: the batched problem, its ``x`` (which ends with the start, ``(B, m)``), the dtype to return."""
+    """A checked call.
+
+    Attributes:
+        problem: The batched problem.
+        x: Its inputs, which end with the start, ``(B, m)``.
+        dtype: That of the answer.
+        own_answer: What the problem's own ``solve`` returned, if it had to be asked for the shape of ``y``.
+    """
 
     problem: BatchedProblem
     x: tuple[Tensor, ...]
     dtype: torch.dtype
+    own_answer: Any
 
 
 def prepare(call: str, problem: Problem, inputs: tuple[Any, ...], start: str) -> Prepared:
@@ -45,7 +55,6 @@ def prepare(call: str, problem: Problem, inputs: tuple[Any, ...], start: str) ->
     Raises:
         InvalidInputError: If anything about them does not fit.
     """
-    _refuse_inequalities(call, problem)
     leaves, _ = flatten_tree(call, "x", inputs)
     size = _batch_size(call, inputs, leaves, problem)
     batched, x = bind(call, problem, inputs, leaves, size)
@@ -59,43 +68,61 @@ def prepare(call: str, problem: Problem, inputs: tuple[Any, ...], start: str) ->
     if not size:
         # Shapes are all that an empty batch needs, and one made-up item shows them.
         sample = tuple(t.new_ones(1, *t.shape[1:]) if b else t for t, b in zip(x, batched.batched, strict=True))
-        batched, _ = _with_start(batched.rebatched(1), sample, problem, start)
-        return Prepared(batched.rebatched(0), x, dtype)
-    batched, y_0 = _with_start(batched, x, problem, start)
-    return Prepared(batched, (*x, y_0), dtype)
+        batched, *_ = _complete(batched.rebatched(1), sample, problem, start)
+        return Prepared(batched.rebatched(0), x, dtype, None)
+    batched, x, own_answer = _complete(batched, x, problem, start)
+    return Prepared(batched, x, dtype, own_answer)
 
 
-def _with_start(
+def _complete(
     batched: BatchedProblem, x: tuple[Tensor, ...], problem: Problem, start: str
-) -> tuple[BatchedProblem, Tensor]:
-    """The problem with its layout and its number of equalities, and the start ``(B, m)``."""
+) -> tuple[BatchedProblem, tuple[Tensor, ...], Any]:
+    """The problem with its layout and the number of its rows; ``x`` with the bounds, if any, and the start.
+
+    And, third, the answer of the problem's own ``solve``, if that had to be asked for a start.
+    """
     frozen = tuple(tensor.detach() for tensor in x)
     with torch.no_grad(), _explained(batched.call):
-        layout, y_0 = _start(batched, frozen, problem, start)
+        own_answer = _own_answer(batched, frozen, problem) if problem.function("initial") is None else None
+        layout, y_0 = _start(batched, frozen, problem, start, own_answer)
         if not layout.size:
             raise InvalidInputError(f"`{batched.call}`: the decision `y` has no entries. Start it with at least one.")
         batched = dataclasses.replace(batched, layout=layout)
-        p = batched.equality(y_0, frozen).shape[1] if batched.kind == "minimize" else 0
-    batched = dataclasses.replace(batched, p=p, batched=(*batched.batched, True))
+        if batched.kind == "minimize":
+            p, q = (rows(y_0, frozen).shape[1] for rows in (batched.equality, batched.inequality))
+            batched = dataclasses.replace(batched, p=p, q=q)
+    bounds = ()
+    if problem.function("bounds") is not None:
+        with _explained(batched.call):
+            bounds = evaluate_bounds(batched, x, y_0)
+    flags = (*batched.batched, *(True for _ in bounds), True)
+    batched = dataclasses.replace(batched, has_bounds=bool(bounds), batched=flags)
     with _explained(batched.call):
-        _check_functions(batched, y_0, (*frozen, y_0))
-    return batched, y_0
+        _check_functions(batched, y_0, (*frozen, *(bound.detach() for bound in bounds), y_0))
+    return batched, (*x, *bounds, y_0), own_answer
 
 
-def _start(batched: BatchedProblem, x: tuple[Tensor, ...], problem: Problem, start: str) -> tuple[Layout, Tensor]:
+def _own_answer(batched: BatchedProblem, x: tuple[Tensor, ...], problem: Problem) -> Any:
+    """What the problem's own ``solve`` returns, where nothing else says which shape ``y`` has."""
+    if problem.function("solve") is None:
+        raise InvalidInputError(
+            f"`{batched.call}`: the problem needs `initial(*x)`, where solvers start and which gives `y` its "
+            f"shape, or its own `solve(*x)`."
+        )
+    if inside_transform():
+        raise InvalidInputError(
+            f"`{batched.call}`: inside a `torch.func` transform a problem with its own `solve` needs `initial` "
+            f"as well, since the shape of `y` must be known before solving."
+        )
+    return batched.solve(x)
+
+
+def _start(
+    batched: BatchedProblem, x: tuple[Tensor, ...], problem: Problem, start: str, own_answer: Any
+) -> tuple[Layout, Tensor]:
     declared = problem.function("initial")
     if declared is None:
-        if problem.function("solve") is None:
-            raise InvalidInputError(
-                f"`{batched.call}`: the problem needs `initial(*x)`, where solvers start and which gives `y` its "
-                f"shape, or its own `solve(*x)`."
-            )
-        if inside_transform():
-            raise InvalidInputError(
-                f"`{batched.call}`: inside a `torch.func` transform a problem with its own `solve` needs `initial` "
-                f"as well, since the shape of `y` must be known before solving."
-            )
-        return flat_start(batched, batched.solve(x))
+        return flat_start(batched, own_answer.y if isinstance(own_answer, PrimalDual) else own_answer)
     if callable(declared):
         made = batched.initial(x)
         _start_leaves(batched.call, made)
@@ -175,7 +202,7 @@ def _fits(batched: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> bool:
 def _evaluate_all(batched: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> list[Tensor]:
     if batched.kind != "minimize":
         return [batched.residual(y, x)]
-    return [batched.objective(y, x), batched.equality(y, x)]
+    return [batched.objective(y, x), batched.equality(y, x), batched.inequality(y, x)]
 
 
 def _check_functions(batched: BatchedProblem, y: Tensor, x: tuple[Tensor, ...]) -> None:
@@ -260,13 +287,3 @@ def _batch_size(call: str, inputs: tuple[Any, ...], leaves: Sequence[Tensor], pr
             f"`{call}`: without inputs the batch size comes from the start: give it a leading batch axis."
         )
     return given[0].shape[0]
-
-
-def _refuse_inequalities(call: str, problem: Problem) -> None:
-    for name in ("inequality", "bounds"):
-        if problem.function(name) is not None:
-            raise InvalidInputError(
-                f"`{call}({name}=...)`: this version solves unconstrained and equality-constrained problems. Write "
-                f"the constraint as an equality with a slack variable, `g(y) + s**2 = 0`, or add a penalty to the "
-                f"objective."
-            )

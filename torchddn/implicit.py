@@ -1,14 +1,15 @@
 r"""THE autograd function: the root of a residual, differentiable to every order and in every mode.
 
-A solution ``z = (y, nu)`` is the root of a residual ``R(z, x)`` (``optimality.py``). With ``K = R_z`` and the
+A solution ``z = (y, dual)`` is the root of a residual ``R(z, x)`` (``optimality.py``). With ``K = R_z`` and the
 incoming gradient ``v``, the implicit function theorem asks for ONE linear system and ONE product per item::
 
     reverse    K' u = v       dJ/dx = -u . R_x          forward    K dz = -R_x dx
 
 For a minimization ``K`` is symmetric and this is the saddle-point system of the Lagrangian
-``L = f + nu.h``; neither ``L_xy`` nor ``h_x`` is ever formed. (Gould et al. write ``L = f - lambda.h``: their
-multipliers are ours negated. Their formula ``H^-1 A' (A H^-1 A')^-1 (A H^-1 B - C) - H^-1 B`` is the
-Schur-complement way of solving the same system, ``linear="schur"``.)
+``L = f + nu.h + lam.g`` with the constraints that are active at each item; neither ``L_xy`` nor ``c_x`` is ever formed.
+(Gould et al. write ``L = f - lambda.h``: their multipliers are ours negated. Their formula
+``H^-1 A' (A H^-1 A')^-1 (A H^-1 B - C) - H^-1 B`` is the Schur-complement way of solving the same system,
+``linear="schur"``.)
 
 The linear system is itself a root, of ``K(z, x) u - v``, and its own linearization in ``u`` is ``K`` again. So
 :class:`ImplicitRoot` differentiates its backward pass by calling itself, and derivatives of every order and mode
@@ -16,7 +17,6 @@ follow from the same few lines.
 """
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -25,29 +25,15 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch._C._functorch import is_legacy_batchedtensor
 
-from torchddn import optimality
-from torchddn.derivatives import Linearization, gradient, jvp, private_graph, vjp
-from torchddn.diagnostics import Record, timed
-from torchddn.errors import DegenerateGradientWarning
-from torchddn.linear import (
-    CG,
-    GMRES,
-    MINRES,
-    Certified,
-    Dense,
-    MatrixFree,
-    Operator,
-    Saddle,
-    SchurComplement,
-    solve_certified,
-)
-from torchddn.linear import get as get_linear
+from torchddn import optimality, structure
+from torchddn.active_set import ActiveSet
+from torchddn.derivatives import Linearization, gradient, inside_transform, jvp, private_graph, vjp
+from torchddn.diagnostics import timed
+from torchddn.findings import Findings
+from torchddn.linear import solve_certified
 from torchddn.problem import BatchedProblem, mend
 
-__all__ = ["Forward", "ImplicitRoot", "LinearOptions", "Report", "SolutionSystem"]
-
-# Up to this many unknowns "auto" forms K; above, it multiplies by K, which is cheaper and holds nothing of size m^2.
-DENSE_SIZE = 128
+__all__ = ["Forward", "Found", "ImplicitRoot", "LinearOptions", "Report", "SolutionSystem"]
 
 
 class LinearOptions(NamedTuple):
@@ -57,6 +43,8 @@ class LinearOptions(NamedTuple):
     on_singular: str
     damping: float
     rtol: float | None
+    weakly_active: str
+    structure: Any
 
 
 class Report(NamedTuple):
@@ -67,6 +55,17 @@ class Report(NamedTuple):
     num_steps: Tensor
     stationarity: Tensor
     feasibility: Tensor
+    complementarity: Tensor
+
+
+class Found(NamedTuple):
+    """What a forward solve finds: plain tensors, no graph. ``active`` is None where there are equalities only."""
+
+    y: Tensor  # (B, m)
+    dual: Tensor  # (B, p + q)
+    active: ActiveSet | None
+    sound: Tensor  # (B,): finite in and out
+    report: Report
 
 
 class Forward(Protocol):
@@ -78,8 +77,8 @@ class Forward(Protocol):
 
     all_sound: bool
 
-    def solve(self, problem: BatchedProblem, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Report]:
-        """``y``, ``nu``, which items are sound (finite in and out), and the report; plain tensors, no graph."""
+    def solve(self, problem: BatchedProblem, x: Sequence[Tensor]) -> Found:
+        """The solution of every item, as far as there is one."""
         ...
 
     def unroll(
@@ -117,8 +116,11 @@ class ImplicitRoot(torch.autograd.Function):
         moved = _moving_residual(system, z, constants, x, moving)
 
         def pull(v: Tensor) -> tuple[Tensor, ...]:
-            u = system.solve_linear(v, z, constants, x, transpose=True)
-            found = vjp(moved, [x[i] for i in moving], -u)
+            if _is_plain() and isinstance(system, SolutionSystem):
+                found = system.pull(v, z, constants, x, moving)
+            else:
+                u = system.solve_linear(v, z, constants, x, transpose=True)
+                found = vjp(moved, [x[i] for i in moving], -u)
             return tuple(system.finish_gradient(grad, i, constants) for i, grad in zip(moving, found, strict=True))
 
         grads: list[Tensor | None] = [None] * len(x)
@@ -147,6 +149,11 @@ class ImplicitRoot(torch.autograd.Function):
         outputs = ImplicitRoot.apply(folded, *tensors)
         unfolded, out_dims = zip(*(unfold(out) for out in outputs), strict=True)
         return unfolded, out_dims
+
+
+def _is_plain() -> bool:
+    """Whether nobody differentiates what is being computed, so that graphs may be made and used up on the spot."""
+    return not torch.is_grad_enabled() and not inside_transform() and fwAD._current_level < 0
 
 
 def _through_older_vmap(pull: Callable[[Tensor], tuple[Tensor, ...]], v: Tensor) -> tuple[Tensor, ...]:
@@ -203,9 +210,10 @@ class _System(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SolutionSystem:
-    """The solution of a problem as a root. Constants: which items are sound, and ``nu`` if it is held fixed.
+    """The solution of a problem as a root.
 
-    A further kind of constraint adds its rows to ``optimality.residual`` and its active set to the constants.
+    Constants: which items are sound, the active set if there are inequalities or bounds, and ``dual`` if it is held
+    fixed, because the constraints are ignored.
     """
 
     problem: BatchedProblem
@@ -220,7 +228,7 @@ class SolutionSystem:
 
     @property
     def num_constants(self) -> int:
-        return 1 if self.constrained else 2
+        return 1 + len(ActiveSet._fields) * self.problem.is_inequality_constrained + (not self.constrained)
 
     @property
     def num_outputs(self) -> int:
@@ -231,18 +239,33 @@ class SolutionSystem:
         return self.problem.kind == "minimize"
 
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        y, nu, sound, report = self.solver.solve(self.problem, x)
+        y, dual, active, sound, report = self.solver.solve(self.problem, x)
+        constants = (sound, *(active or ()))
         if not self.constrained:
-            return (y, sound, nu, *report)
-        return (torch.cat([y, nu], dim=1) if self.problem.p else y, sound, *report)
+            return (y, *constants, dual, *report)
+        return (torch.cat([y, dual], dim=1) if dual.shape[1] else y, *constants, *report)
+
+    def active(self, constants: Sequence[Tensor]) -> ActiveSet | None:
+        """The active set among the constants."""
+        if not self.problem.is_inequality_constrained:
+            return None
+        return ActiveSet(*constants[1 : 1 + len(ActiveSet._fields)])
+
+    def held(self, constants: Sequence[Tensor]) -> optimality.Held | None:
+        """The constraints that the residual takes for equations."""
+        active = self.active(constants) if self.constrained else None
+        return None if active is None else active.held(self.problem, self.options.weakly_active == "active")
 
     def residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
         """``R``, with the data of a sound item in place of those of each that is not."""
-        z, (_, *fixed), x = self.mend(z, constants, x)
-        if not fixed:
-            return optimality.residual(self.problem, z, x)
-        (nu,) = fixed
-        return gradient(lambda y: optimality.lagrangian(self.problem, y, nu, x), z)
+        return self.sound_residual(*self.mend(z, constants, x))
+
+    def sound_residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
+        """``R`` of data without items that are not sound."""
+        if self.constrained:
+            return optimality.residual(self.problem, z, x, self.held(constants))
+        dual = constants[-1]
+        return gradient(lambda y: optimality.lagrangian(self.problem, y, dual, x), z)
 
     def mend(
         self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]
@@ -250,9 +273,24 @@ class SolutionSystem:
         """All three without the numbers of items that are not sound."""
         if self.solver.all_sound:
             return z, constants, x
-        sound, *fixed = constants
-        z, *fixed = (mend(tensor, sound) for tensor in (z, *fixed))
-        return z, (torch.ones_like(sound), *fixed), self.problem.mend(x, sound)
+        sound, *others = constants
+        z, *others = (mend(tensor, sound) for tensor in (z, *others))
+        return z, (torch.ones_like(sound), *others), self.problem.mend(x, sound)
+
+    def pull(
+        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], moving: Sequence[int]
+    ) -> Sequence[Tensor]:
+        """``-u . R_x`` for the tensors ``moving``, with ``K' u = v``, from one evaluation of R; it leaves no graph."""
+        with private_graph():
+            leaves = list(x)
+            for i in moving:
+                leaves[i] = x[i].detach().requires_grad_()
+            with torch.enable_grad():
+                mended = self.mend(z.detach(), constants, leaves)
+            u, K = _LinearSystem(self, transpose=not self.symmetric).solve(v, *mended, constants[0])
+            if not K.value.requires_grad:
+                return [torch.zeros_like(x[i]) for i in moving]
+            return torch.autograd.grad(K.value, [leaves[i] for i in moving], -u, materialize_grads=True)
 
     def solve_linear(
         self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], transpose: bool
@@ -298,23 +336,46 @@ class _LinearSystem:
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]:
         v, z, constants, x = self._unpack(x)
         sound = constants[0]
-        v = _where_sound(sound, v)
-        base, options = self.base, self.base.options
-        z, constants, x = base.mend(z, constants, x)  # now, so that K is a donor's K and not zero
+        # Mended now, so that K is a donor's K and not zero.
+        return (self.solve(v, *self.base.mend(z, constants, x), sound)[0],)
+
+    def solve(
+        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], sound: Tensor
+    ) -> tuple[Tensor, Linearization]:
+        """``u``, certified, and the linearization of R that knows K; ``sound`` is how the items were before mending."""
+        base, options, problem = self.base, self.base.options, self.base.problem
+        v = v if base.solver.all_sound else _where_sound(sound, v)
+        held, active = base.held(constants), base.active(constants)
         with timed() as file:
-            K = Linearization(lambda z: base.residual(z, constants, x), z, base.problem.work(x))
-            certified = solve_certified(
-                self._operator(K),
-                v,
-                apply=K.vjp if self._by_vjp else K.jvp,
+            K = Linearization(lambda z: base.sound_residual(z, constants, x), z, problem.work(x))
+            product, transposed = (K.vjp, K.jvp) if self._by_vjp else (K.jvp, K.vjp)
+            believed = structure.operator(
+                problem,
+                product,
+                K.value.detach(),
+                active=None if held is None else held.rows,
+                unmasked=self._unmasked(z, x, held),
+                declared=options.structure,
                 linear=options.linear,
+                symmetric=base.symmetric,
+                rproduct=None if base.symmetric else transposed,
+                work=problem.work(x),
+            )
+            certified = solve_certified(
+                believed.operator,
+                v,
+                apply=believed.truth,
+                linear=believed.linear,
                 rtol=options.rtol,
                 on_singular=options.on_singular,
                 damping=options.damping,
             )
-            file(lambda seconds: _record(base.problem.call, certified, seconds))
-        _report_degenerate(base.problem.call, certified, sound)
-        return (certified.solution,)
+            notes = believed.review(certified)
+            weak = active.weak.any(1) & sound if active is not None else None
+            findings = Findings(problem, certified, sound, active, weak, believed.operator, v, believed.name, notes)
+            file(findings.record)
+        findings.warn()
+        return certified.solution, K
 
     def residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
         v, point, inner, x = self._unpack(x)
@@ -358,23 +419,27 @@ class _LinearSystem:
         # The cheaper product: one reverse pass where a forward one costs two.
         return self.base.symmetric or self.transpose
 
-    def _operator(self, K: Linearization) -> Operator:
-        base, size, m = self.base, K.value.shape[1], self.base.problem.m
-        linear = get_linear(base.options.linear)
-        if isinstance(linear, (CG, MINRES, GMRES)) or (linear is None and size > DENSE_SIZE):
-            return MatrixFree(
-                *((K.vjp, K.jvp) if self._by_vjp else (K.jvp, K.vjp)),
-                batch=K.value.shape[0],
-                size=size,
-                dtype=K.value.dtype,
-                device=K.value.device,
-                symmetric=base.symmetric,
-                primal_size=m,
-            )
-        dense = K.dense()
-        if base.symmetric and (size > m or isinstance(linear, SchurComplement)):
-            return Saddle(dense[:, :m, :m], dense[:, m:, :m])
-        return Dense(dense.mT if self.transpose else dense, symmetric=base.symmetric)
+    def _unmasked(
+        self, z: Tensor, x: Sequence[Tensor], held: optimality.Held | None
+    ) -> Callable[[], structure.Product] | None:
+        """Makes the product with a K that does not depend on what is active, for its structure."""
+        base, m = self.base, self.base.problem.m
+        if not base.constrained or (held is None and z.shape[1] == m):
+            return None
+
+        def make() -> structure.Product:
+            # A constraint without a multiplier would hide its curvature.
+            dual = z[:, m:]
+            place = torch.arange(1, dual.shape[1] + 1, dtype=z.dtype, device=z.device)
+            size = dual.abs().amax(1, keepdim=True) if dual.shape[1] else z[:, :1]
+            generic = (0.5 + (place * 0.6180339887498949).frac()) * torch.where(size > 0, size, 1.0)
+            point = torch.cat([z[:, :m], torch.where(dual == 0, generic, dual)], dim=1)
+            free = held and optimality.Held(*(torch.full_like(part, i == 0) for i, part in enumerate(held)))
+            return Linearization(
+                lambda z: optimality.residual(base.problem, z, x, free), point, base.problem.work(x)
+            ).vjp
+
+        return make
 
     def _unpack(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
         v, *saved = x
@@ -402,48 +467,3 @@ def _fold(
         tensors.append(tensor.reshape((times * size, *tensor.shape[2:])))
         flags.append(True)
     return tensors, tuple(flags), lambda out: (out.reshape((times, size, *out.shape[1:])), 0)
-
-
-def _report_degenerate(call: str, certified: Certified, sound: Tensor) -> None:
-    """Warns of sound items whose gradient the problem does not determine, or no method could certify."""
-    doubtful = (certified.degenerate | ~certified.certified) & sound
-    if not bool(doubtful.any()):
-        return
-    for which, reason, advice in (
-        (
-            certified.degenerate & doubtful,
-            "is one of many, because the solution is not isolated there",
-            "Add a regularizer or a constraint that singles one out; `Implicit(on_singular=...)` says what is "
-            "returned meanwhile (minimum norm unless said otherwise).",
-        ),
-        (
-            doubtful & ~certified.degenerate,
-            "could not be certified",
-            "Its system is too ill-conditioned for this dtype: use float64 or rescale the problem.",
-        ),
-    ):
-        items = torch.nonzero(which).flatten().tolist()
-        if items:
-            shown = ", ".join(map(str, items[:8])) + (", ..." if len(items) > 8 else "")
-            worst = certified.residual[which].max().item()
-            warnings.warn(
-                f"`{call}`: the gradient of {len(items)} of {len(which)} items {reason} (items {shown}; worst "
-                f"residual {worst:.2e}). {advice}",
-                DegenerateGradientWarning,
-                stacklevel=2,
-            )
-
-
-def _record(call: str, certified: Certified, seconds: float) -> Record:
-    residual, degenerate = certified.residual, certified.degenerate
-    return Record(
-        call=call,
-        stage="backward",
-        method=", ".join(sorted(set(certified.method))),
-        seconds=seconds,
-        num_items=len(residual),
-        statuses={},
-        num_steps=0,
-        residual=float(residual.max()) if len(residual) else 0.0,
-        degenerate=tuple(torch.nonzero(degenerate).flatten().tolist()),
-    )

@@ -5,6 +5,7 @@ checks what comes in at the door, and reports what went wrong.
 """
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -13,14 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from torchddn import optimality, solvers
+from torchddn.active_set import ActiveSet
 from torchddn.adjoint import Adjoint, Answer, Implicit
+from torchddn.bounds import read_by_functions
 from torchddn.compiler import uncompiled
 from torchddn.diagnostics import forward_record, timed
 from torchddn.door import START_WORDS, flat_start, prepare
-from torchddn.errors import InvalidInputError
-from torchddn.implicit import Report
-from torchddn.problem import BatchedProblem, FixedPoint, Problem, Root
-from torchddn.status import Solution, Status, check_failure_policy, report_failures
+from torchddn.errors import ConvergenceWarning, InvalidInputError
+from torchddn.implicit import Found, Report
+from torchddn.multipliers import estimate_multipliers
+from torchddn.problem import BatchedProblem, FixedPoint, Problem, Root, check_bounds, mend
+from torchddn.status import PrimalDual, Solution, Status, check_failure_policy, report_failures
+from torchddn.verification import check_answer, verify
 
 __all__ = ["DeclarativeNode", "argmin", "fixed_point", "root"]
 
@@ -30,7 +35,7 @@ class DeclarativeNode(nn.Module):
 
     ::
 
-        y(x) = argmin_y f(y, x)   subject to   h(y, x) = 0
+        y(x) = argmin_y f(y, x)   subject to   h(y, x) = 0,   g(y, x) <= 0,   lower(x) <= y <= upper(x)
 
     Args:
         problem: What the output must be, for one item.
@@ -90,16 +95,16 @@ class DeclarativeNode(nn.Module):
             InvalidInputError: If a tensor is missing its batch axis, is integer or complex, differs in dtype,
                 device or batch size from the others, or if no item of it is finite.
         """
-        return self._run(x).y
+        return self._run(x, everything=False)
 
     @uncompiled
     def solve(self, *x: Any) -> Solution:
         """Returns everything that is known about the solution; arguments as for :meth:`forward`."""
-        return self._run(x)
+        return self._run(x, everything=True)
 
-    def _run(self, x: tuple[Any, ...]) -> Solution:
+    def _run(self, x: tuple[Any, ...], everything: bool) -> Any:
         call = f"DeclarativeNode({type(self.problem).__name__})"
-        return _run(call, self.problem, x, self.solver, self.adjoint, self.on_failure, "auto")
+        return _run(call, self.problem, x, self.solver, self.adjoint, self.on_failure, "auto", everything)
 
     def extra_repr(self) -> str:
         """The options, for ``print(node)``."""
@@ -120,7 +125,11 @@ def argmin(
     start: str = "auto",
     solution: bool = False,
 ) -> Any:
-    r"""Returns ``argmin_y f(y, *x)`` subject to ``equality(y, *x) = 0``, differentiable in ``x``.
+    r"""Returns ``argmin_y f(y, *x)`` subject to constraints, differentiable in ``x``.
+
+    ::
+
+        y(x) = argmin_y f(y, x)   subject to   h(y, x) = 0,   g(y, x) <= 0,   lower(x) <= y <= upper(x)
 
     The functional twin of :class:`DeclarativeNode`. Differentiable tensors and modules that the functions
     close over receive gradients too.
@@ -131,8 +140,9 @@ def argmin(
             batch axis.
         *x: Inputs, each tensor with a leading batch axis.
         equality: ``h(y, *x)``, a scalar or ``(p,)``.
-        inequality: Not solved by this version.
-        bounds: Not solved by this version.
+        inequality: ``g(y, *x)``, a scalar or ``(q,)``, not positive at a feasible point.
+        bounds: ``(lower, upper)`` limits of ``y``, or a function of one item's ``*x`` that returns them: each None, a
+            number, a tensor, or a tree as ``y`` is. Tensors broadcast to one item's ``y`` or have the batch axis.
         solver: As for :class:`DeclarativeNode`.
         adjoint: As for :class:`DeclarativeNode`.
         on_failure: As for :class:`DeclarativeNode`.
@@ -248,8 +258,7 @@ def _call(
         raise InvalidInputError(f"`{call}(solution=...)` must be True or False, got {solution!r}.")
     check_failure_policy(call, on_failure)
     solver, adjoint = _check_solver(call, solver), _check_adjoint(call, adjoint)
-    answer = _run(call, problem, x, solver, adjoint, on_failure, start)
-    return answer if solution else answer.y
+    return _run(call, problem, x, solver, adjoint, on_failure, start, solution)
 
 
 def _run(
@@ -260,13 +269,17 @@ def _run(
     adjoint: Adjoint,
     on_failure: str,
     start: str,
-) -> Solution:
+    everything: bool,
+) -> Any:
+    """A :class:`Solution` if ``everything`` is asked for, else ``y``."""
     with _full_precision():
-        batched, x, dtype = prepare(call, problem, inputs, start)
-        forward = _Forward(call, on_failure, solver)
+        batched, x, dtype, own_answer = prepare(call, problem, inputs, start)
+        forward = _Forward(call, on_failure, solver, own_answer)
         poison = on_failure == "nan"
         answer = adjoint.answer(batched, forward, x, poison) if batched.size else _empty_answer(batched, x)
-        return _solution(batched, answer, forward, dtype)
+        if everything:
+            return _solution(batched, answer, x, forward, dtype)
+        return batched.layout.unflatten(answer.y.to(dtype))
 
 
 @contextlib.contextmanager
@@ -285,35 +298,39 @@ def _full_precision() -> Iterator[None]:
 class _Forward:
     """The forward pass of one call: checks what is finite, solves, measures, reports."""
 
-    def __init__(self, call: str, on_failure: str, solver: Any) -> None:
+    def __init__(self, call: str, on_failure: str, solver: Any, own_answer: Any) -> None:
+        self.own_answer = own_answer
         self.call = call
         self.on_failure = on_failure
         self.solver = solver
         self.all_sound = True
         self.name = "none"
 
-    def solve(self, problem: BatchedProblem, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Report]:
-        """Answer, soundness and report; see ``implicit.Forward``."""
+    def solve(self, problem: BatchedProblem, x: Sequence[Tensor]) -> Found:
+        """Answer, active set, soundness and report; see ``implicit.Forward``."""
         with torch.no_grad(), timed() as file:
             sound = self._check_finite(problem, x)
             mended = x if self.all_sound else problem.mend(x, sound)
-            y, nu, status, num_steps = self._answer(problem, mended)
-            measures = optimality.measure(problem, y, nu, mended)
-            scale = torch.maximum(y.abs().amax(-1), mended[-1].abs().amax(-1))
-            irregular = optimality.is_irregular(problem, y, nu, mended, scale) & (status == Status.CONVERGED)
-            status = torch.where(irregular, int(Status.STALLED), status)
+            y, dual, active, status, num_steps, notes, measures = self._answer(problem, mended)
+            if measures is None:
+                held = None if active is None else active.held(problem)
+                measures = optimality.measure(problem, y, dual, mended, held)
+                scale = torch.maximum(y.abs().amax(-1), mended[-1].abs().amax(-1))
+                irregular = optimality.is_irregular(problem, y, dual, mended, scale) & (status == Status.CONVERGED)
+                status = torch.where(irregular, int(Status.STALLED), status)
             status = torch.where(sound, status, int(Status.NON_FINITE))
             measures = optimality.Measures(*(torch.where(sound, part, torch.nan) for part in measures))
-            sound = sound & y.isfinite().all(-1) & nu.isfinite().all(-1)
+            sound = sound & y.isfinite().all(-1) & dual.isfinite().all(-1)
             if self.on_failure == "nan":
                 sound = sound & (status == Status.CONVERGED)
-            y = torch.where(sound[:, None], y, torch.nan)
+            y, dual = (torch.where(sound[:, None], part, torch.nan) for part in (y, dual))
             self.all_sound = self.all_sound and bool(sound.all())
-            report = Report(measures.objective, status, num_steps, measures.stationarity, measures.feasibility)
-            residual = torch.maximum(report.stationarity, report.feasibility)
+            objective, *errors = measures
+            report = Report(objective, status, num_steps, *errors)
+            residual = torch.stack(errors).amax(0)
             report_failures(self.call, status, residual, self.on_failure)
-            file(partial(forward_record, self.call, self.name, status, num_steps, residual))
-        return y, nu, sound, report
+            file(partial(forward_record, self.call, self.name, status, num_steps, residual, notes=notes))
+        return Found(y, dual, active, sound, report)
 
     def unroll(
         self, problem: BatchedProblem, x: Sequence[Tensor], y: Tensor | None, num_steps: int | None
@@ -333,36 +350,83 @@ class _Forward:
             self.name = "solve"
             return None
         solver = solvers.choose(problem) if self.solver == "auto" else self.solver
-        self.name = type(solver).__name__
+        self.name = getattr(solver, "name", type(solver).__name__)
         return solver
 
-    def _answer(self, problem: BatchedProblem, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _answer(
+        self, problem: BatchedProblem, x: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, ActiveSet | None, Tensor, Tensor, tuple[str, ...], optimality.Measures | None]:
+        """Answer, multipliers, active set, status, steps, notes, and measures if they are known already."""
         solver = self._chosen(problem)
-        y_0 = x[-1]
         if solver is not None:
-            result = solvers.solve(solver, problem, x, y_0)
-            return result.y, result.nu, result.status, result.num_steps
-        y = y_0
-        if problem.template.function("initial") is not None:
-            layout, y = flat_start(problem, problem.solve(x))
+            y, dual, status, num_steps, proof = solvers.solve(solver, problem, x, x[-1])
+            if proof is not None:
+                return y, dual, proof.active, status, num_steps, (), proof.measures
+            verified = getattr(solver, "finds_minima", False) and not problem.is_inequality_constrained
+        else:
+            y, dual = self._own_answer(problem, x)
+            status, num_steps = check_answer(problem, y, dual, x), torch.zeros_like(y[:, 0], dtype=torch.int64)
+            verified = False
+        if verified or problem.kind != "minimize":
+            return y, dual, None, status, num_steps, (), None
+        found = verify(problem, y, dual, x, status)
+        notes = self._report_move(found.moved)
+        return found.y, found.dual, found.active, found.status, num_steps, notes, None
+
+    def _own_answer(self, problem: BatchedProblem, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What the problem's own ``solve`` returns, with its multipliers or those that fit best."""
+        y, answer = x[-1], self.own_answer  # without `initial`, the door has already solved to see the shape of y
+        if answer is None:
+            answer = problem.solve(x)
+            layout, y = flat_start(problem, answer.y if isinstance(answer, PrimalDual) else answer)
             if layout.shapes != problem.layout.shapes:
                 raise InvalidInputError(
                     f"`{self.call}`: `solve` returned items of shapes {[tuple(s) for s in layout.shapes]}, `initial` "
                     f"says {[tuple(s) for s in problem.layout.shapes]}."
                 )
-        nu = optimality.estimate_multipliers(problem, y, x)
-        return y, nu, optimality.check_answer(problem, y, nu, x), torch.zeros_like(y[:, 0], dtype=torch.int64)
+        dual = _stack(self.call, problem, answer) if isinstance(answer, PrimalDual) else None
+        return y, estimate_multipliers(problem, y, x) if dual is None else dual.to(y)
+
+    def _report_move(self, moved: Tensor) -> tuple[str, ...]:
+        """A note, and a warning, if polishing had to move an answer farther than an answer may be wrong."""
+        far = moved > torch.finfo(moved.dtype).eps ** 0.2
+        if not bool(far.any()):
+            return ()
+        items = torch.nonzero(far).flatten().tolist()
+        note = (
+            f"polishing moved {len(items)} of {len(moved)} items by up to {moved[far].max().item():.1e} of their size "
+            f"(items {', '.join(map(str, items[:8]))}{', ...' * (len(items) > 8)})"
+        )
+        if self.on_failure == "warn":
+            warnings.warn(
+                f"`{self.call}`: {note}: the solver's answer was farther from the solution than its tolerance says. "
+                f"What is returned is the polished one. Tighten `rtol`.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return (note,)
+
+    def _limits(self, problem: BatchedProblem, x: Sequence[Tensor]) -> list[bool]:
+        """Which inputs only say how far ``y`` may go: an infinite one is no limit, but not an error."""
+        if not problem.has_bounds:
+            return [False] * len(x)
+        data, limits = x[:-3], x[-3:-1]
+        if not data or bool(torch.stack([tensor.isfinite().all() for tensor in data]).all()):
+            return [*(False for _ in data), *(True for _ in limits), False]
+        return [*(not used for used in read_by_functions(problem, x)[: len(data)]), *(True for _ in limits), False]
 
     def _check_finite(self, problem: BatchedProblem, x: Sequence[Tensor]) -> Tensor:
         """Which items have finite inputs; raises if none has, or if something shared is not finite."""
         sound = torch.ones(problem.size, dtype=torch.bool, device=x[-1].device)
         shared = torch.ones((), dtype=torch.bool, device=x[-1].device)
         given = x if problem.template.function("initial") is not None else x[:-1]  # else it is what `solve` found
-        for tensor, batched in zip(given, problem.batched, strict=False):
+        may_be_infinite = self._limits(problem, x)
+        for tensor, batched, is_limit in zip(given, problem.batched, may_be_infinite, strict=False):
+            finite = ~tensor.isnan() if is_limit else tensor.isfinite()
             if batched:
-                sound = sound & tensor.isfinite().reshape(problem.size, -1).all(1)
+                sound = sound & finite.reshape(problem.size, -1).all(1)
             else:
-                shared = shared & tensor.isfinite().all()
+                shared = shared & finite.all()
         all_sound, any_sound, shared_sound = torch.stack([sound.all(), sound.any(), shared]).tolist()
         if not shared_sound:
             raise InvalidInputError(
@@ -379,6 +443,23 @@ class _Forward:
         return sound
 
 
+def _stack(call: str, problem: BatchedProblem, answer: PrimalDual) -> Tensor | None:
+    """The multipliers that came with an answer, ``(B, p + q)``; None if some are missing."""
+    parts = []
+    for name, size in (("equality_multipliers", problem.p), ("inequality_multipliers", problem.q)):
+        part = getattr(answer, name)
+        if part is None and size:
+            return None
+        if size:
+            if not isinstance(part, Tensor) or part.shape != (problem.size, size):
+                raise InvalidInputError(
+                    f"`{call}`: `solve` returned `{name}` of shape "
+                    f"{tuple(part.shape) if isinstance(part, Tensor) else part!r}, expected {(problem.size, size)}."
+                )
+            parts.append(part)
+    return torch.cat(parts, dim=1) if parts else None
+
+
 def _empty_answer(batched: BatchedProblem, x: Sequence[Tensor]) -> Answer:
     """No items: empty tensors that still hang on the graph of every input."""
     anchor = sum(tensor.sum() * 0.0 for tensor in x)
@@ -386,25 +467,49 @@ def _empty_answer(batched: BatchedProblem, x: Sequence[Tensor]) -> Answer:
     y = like.new_zeros(0, batched.m) + anchor
     empty = like.new_zeros(0)
     counts = torch.zeros(0, dtype=torch.int64, device=like.device)
-    return Answer(y, like.new_zeros(0, batched.p) + anchor, Report(empty, counts, counts, empty, empty))
+    report = Report(empty, counts, counts, empty, empty, empty)
+    active = ActiveSet(*(counts.new_zeros(0, size, dtype=torch.int8) for size in (batched.q, batched.m, batched.m)))
+    return Answer(y, like.new_zeros(0, batched.p + batched.q) + anchor, active, counts > 0, report)
 
 
-def _solution(batched: BatchedProblem, answer: Answer, forward: _Forward, dtype: torch.dtype) -> Solution:
-    y, nu, report = answer
+def _solution(
+    batched: BatchedProblem, answer: Answer, x: Sequence[Tensor], forward: _Forward, dtype: torch.dtype
+) -> Solution:
+    y, dual, _, _, report = answer
+    nu, lam = dual[:, : batched.p].to(dtype), dual[:, batched.p :].to(dtype)
+    lower, upper = _bound_multipliers(batched, answer, x, dtype)
+    declares = batched.template.function
     return Solution(
         y=batched.layout.unflatten(y.to(dtype)),
-        equality_multipliers=nu.to(dtype) if batched.template.function("equality") is not None else None,
-        inequality_multipliers=None,
-        lower_multipliers=None,
-        upper_multipliers=None,
+        equality_multipliers=nu if declares("equality") is not None else None,
+        inequality_multipliers=lam if declares("inequality") is not None else None,
+        lower_multipliers=lower,
+        upper_multipliers=upper,
         objective=report.objective.to(dtype),
         status=report.status,
         num_steps=report.num_steps,
         stationarity=report.stationarity.to(dtype),
         feasibility=report.feasibility.to(dtype),
-        complementarity=torch.zeros_like(report.stationarity, dtype=dtype),
+        complementarity=report.complementarity.to(dtype),
         solver=forward.name,
     )
+
+
+def _bound_multipliers(
+    batched: BatchedProblem, answer: Answer, x: Sequence[Tensor], dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    y, dual, active, sound, _ = answer
+    if not batched.has_bounds or active is None:
+        return None, None
+    if not batched.size:
+        return y, y
+    held = active.held(batched)
+    y, dual, x = mend(y, sound), mend(dual, sound), batched.mend(x, sound)
+    # They are a gradient, which must not leave a graph behind where nothing asks for one.
+    with torch.set_grad_enabled(torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (y, dual, *x))):
+        pair = optimality.bound_multipliers(batched, y, dual, x, held)
+    lower, upper = (torch.where(sound[:, None], part, torch.nan).to(dtype) for part in pair)
+    return lower, upper
 
 
 def _function_problem(call: str, f: Any, equality: Any, inequality: Any, bounds: Any, y0: Any) -> Problem:
@@ -413,6 +518,7 @@ def _function_problem(call: str, f: Any, equality: Any, inequality: Any, bounds:
     for name, function in (("equality", equality), ("inequality", inequality)):
         if function is not None:
             _check_function(call, name, function)
+    check_bounds(call, bounds)
     return Problem.from_functions(f, equality, inequality, bounds, y0)
 
 

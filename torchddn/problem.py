@@ -2,11 +2,11 @@ r"""Problems: what a user writes, and the same thing for a whole batch in flat l
 
 A :class:`Problem` states, for ONE item, ::
 
-    y(x) = argmin_y f(y, x)   subject to   h(y, x) = 0
+    y(x) = argmin_y f(y, x)   subject to   h(y, x) = 0,   g(y, x) <= 0,   lower(x) <= y <= upper(x)
 
 A :class:`BatchedProblem` is that problem bound to a batch: ``y`` is ``(B, m)``, ``x`` is one tuple of tensors
-(the inputs, then every parameter and captured tensor that the functions use), and ``f``, ``h`` map them to
-``(B,)`` and ``(B, p)``. Solvers and adjoints see only the latter.
+(the inputs, then every parameter and captured tensor that the functions use, then the bounds), and ``f``, ``h``,
+``g`` map them to ``(B,)``, ``(B, p)`` and ``(B, q)``. Solvers and adjoints see only the latter.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from torchddn._shapes import Layout
 from torchddn.capture import live_tensors, rebuild
 from torchddn.errors import InvalidInputError
 
-__all__ = ["BatchedProblem", "FixedPoint", "LeastSquares", "Problem", "Root", "bind", "mend"]
+__all__ = ["BatchedProblem", "FixedPoint", "LeastSquares", "Problem", "Root", "bind", "check_bounds", "mend"]
 
 
 class Problem(nn.Module):
@@ -30,16 +30,19 @@ class Problem(nn.Module):
 
     ::
 
-        y(x) = argmin_y f(y, x)   subject to   h(y, x) = 0
+        y(x) = argmin_y f(y, x)   subject to   h(y, x) = 0,   g(y, x) <= 0,   lower(x) <= y <= upper(x)
 
-    Subclass it and write ``objective``, optionally ``equality``, and either ``initial`` or ``solve``. Every
-    function but ``solve`` is written for one item, without a batch axis, and receives the decision first and
-    then the inputs as the node was given them; the node batches them with ``torch.func.vmap``. It is an
-    ``nn.Module``: its parameters receive gradients as any layer's do.
+    Subclass it and write ``objective``, whichever of ``equality``, ``inequality`` and ``bounds`` there are, and
+    either ``initial`` or ``solve``. Every function but ``solve`` is written for one item, without a batch axis, and
+    receives the decision first (``bounds`` and ``initial`` do not) and then the inputs as the node was given them;
+    the node batches them with ``torch.func.vmap``. It is an ``nn.Module``: its parameters receive gradients as any
+    layer's do.
 
     Attributes:
         batched: Set to True on a class whose functions cannot be vmapped (data-dependent branches, opaque
             libraries): they then take and return a leading batch axis themselves.
+        structure: What the Hessian of the Lagrangian looks like, if you know: a declaration such as
+            ``torchddn.linear.Diagonal()``, or what else :class:`torchddn.Implicit` takes as ``structure``.
 
     Example:
         >>> class Mean(Problem):
@@ -56,6 +59,7 @@ class Problem(nn.Module):
     """
 
     batched: bool = False
+    structure: Any = "auto"
     kind: str = "minimize"
 
     def objective(self, y: Any, *x: Any) -> Tensor:
@@ -67,11 +71,15 @@ class Problem(nn.Module):
         raise NotImplementedError
 
     def inequality(self, y: Any, *x: Any) -> Tensor:
-        """``g(y, x)``, not positive at a feasible point. Not solved by this version: nodes refuse it."""
+        """``g(y, x)``, not positive at a feasible point: a scalar or ``(q,)``."""
         raise NotImplementedError
 
     def bounds(self, *x: Any) -> tuple[Any, Any]:
-        """``(lower, upper)`` limits of ``y``. Not solved by this version: nodes refuse it."""
+        """``(lower, upper)`` of ``y``: each None, a number, a tensor that broadcasts to ``y``, or a tree of them.
+
+        Cheaper than the same limits as rows of ``inequality``: an active bound removes a variable. Infinite entries
+        are no limit; equal ones fix a variable. Gradients reach whatever the limits are made of.
+        """
         raise NotImplementedError
 
     def initial(self, *x: Any) -> Any:
@@ -81,7 +89,8 @@ class Problem(nn.Module):
     def solve(self, *x: Any) -> Any:
         """Your own solver or closed form: BATCHED inputs to a batched ``y``; runs without gradients.
 
-        What it returns is checked against the optimality conditions of the problem, not trusted.
+        It may return a :class:`torchddn.PrimalDual`, with multipliers. What it returns is polished and checked
+        against the optimality conditions of the problem, not trusted.
         """
         raise NotImplementedError
 
@@ -98,13 +107,14 @@ class Problem(nn.Module):
         Args:
             objective: ``f(y, *x)``, a scalar; None for a feasibility problem.
             equality: ``h(y, *x)``, a scalar or ``(p,)``.
-            inequality: ``g(y, *x)``; refused by nodes of this version.
-            bounds: ``(lower, upper)``; refused by nodes of this version.
+            inequality: ``g(y, *x)``, a scalar or ``(q,)``, not positive at a feasible point.
+            bounds: ``(lower, upper)``, or a function of one item's inputs that returns them; see :meth:`bounds`.
             initial: A function of one item's inputs, or a tensor (or tree of tensors) that has one item's shape
                 or a leading batch axis.
 
         Raises:
-            InvalidInputError: If a function is not callable, or there is neither objective nor equality.
+            InvalidInputError: If a function is not callable, ``bounds`` is not a pair, or there is neither an
+                objective nor a constraint.
 
         Example:
             >>> problem = Problem.from_functions(lambda y, x: (y - x).square().sum(), initial=lambda x: x)
@@ -117,8 +127,9 @@ class Problem(nn.Module):
                 )
         if objective is None and equality is None and inequality is None:
             raise InvalidInputError(
-                "`Problem.from_functions` needs `objective`, `equality` or both: nothing was given to solve."
+                "`Problem.from_functions` needs `objective`, `equality` or `inequality`: nothing was given to solve."
             )
+        check_bounds("Problem.from_functions", bounds)
         problem = Problem()
         problem._assign({**functions, "bounds": bounds, "initial": initial})
         return problem
@@ -192,6 +203,8 @@ class BatchedProblem:
         batched: For each tensor of ``x`` whether it has the batch axis or is shared by the items.
         size: ``B``.
         p: Equality rows.
+        q: Inequality rows.
+        has_bounds: Whether the last two tensors of ``x`` before the start are the bounds.
         call: Name that opens messages.
     """
 
@@ -204,11 +217,18 @@ class BatchedProblem:
     batched: tuple[bool, ...]
     size: int
     p: int
+    q: int
+    has_bounds: bool
     call: str
 
     @property
     def m(self) -> int:
         return self.layout.size
+
+    @property
+    def is_inequality_constrained(self) -> bool:
+        """Whether there are inequalities or bounds, so that there is an active set."""
+        return self.q > 0 or self.has_bounds
 
     def objective(self, y: Tensor, x: Sequence[Tensor]) -> Tensor:
         """``f``, ``(B,)``; zeros for a feasibility problem."""
@@ -224,12 +244,48 @@ class BatchedProblem:
 
     def equality(self, y: Tensor, x: Sequence[Tensor]) -> Tensor:
         """``h``, ``(B, p)``."""
-        if self.template.function("equality") is None:
+        return self._rows("equality", y, x)
+
+    def inequality(self, y: Tensor, x: Sequence[Tensor]) -> Tensor:
+        """``g``, ``(B, q)``."""
+        return self._rows("inequality", y, x)
+
+    def constraints(self, y: Tensor, x: Sequence[Tensor]) -> Tensor:
+        """``c = (h, g)``, ``(B, p + q)``: the rows that have multipliers, in the order of ``dual``."""
+        if not self.q:
+            return self.equality(y, x)
+        if not self.p:
+            return self.inequality(y, x)
+        return torch.cat([self.equality(y, x), self.inequality(y, x)], dim=1)
+
+    def values(self, y: Tensor, x: Sequence[Tensor]) -> Tensor:
+        """``(f, h, g)``, ``(B, 1 + p + q)``: all that a minimization knows of a point, cheaper than one by one."""
+        if self.template.batched:
+            return torch.cat([self.objective(y, x)[:, None], self.constraints(y, x)], dim=1)
+
+        def item(y: Tensor, *x: Tensor) -> Tensor:
+            instance, decision, inputs = self.instance(x), self.layout.unflatten(y), self._inputs(x)
+            functions = [instance.function(name) for name in ("objective", "equality", "inequality")]
+            parts = [self._as_tensor("", f(decision, *inputs), y).reshape(-1) for f in functions if f is not None]
+            return torch.cat(parts if functions[0] is not None else [y.new_zeros(1), *parts])
+
+        return torch.func.vmap(item, (0, *(0 if batched else None for batched in self.batched)))(y, *x)
+
+    def bounds(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """``lower`` and ``upper``, ``(B, m)``; infinite where there is none."""
+        if self.has_bounds:
+            first = self._num_arguments
+            return x[first], x[first + 1]
+        none = x[-1].new_full((self.size, self.m), torch.inf)
+        return -none, none
+
+    def _rows(self, name: str, y: Tensor, x: Sequence[Tensor]) -> Tensor:
+        if self.template.function(name) is None:
             return y.new_zeros(y.shape[0], 0)
-        value = self._evaluate("equality", y, x)
+        value = self._evaluate(name, y, x)
         if value.dim() > 2:
             raise InvalidInputError(
-                f"`{self.call}`: `equality` must return a scalar or a vector for each item, got shape "
+                f"`{self.call}`: `{name}` must return a scalar or a vector for each item, got shape "
                 f"{tuple(value.shape[1:])}. Flatten it with `.flatten()`."
             )
         return value[:, None] if value.dim() == 1 else value
@@ -251,11 +307,15 @@ class BatchedProblem:
 
     def initial(self, x: Sequence[Tensor]) -> Any:
         """The start as the problem states it, a tree of ``(B, ...)``."""
-        return self._call("initial", None, x)
+        return self.call_with_inputs("initial", x, lambda value: self._as_tensors("initial", value, x[0]))
+
+    def call_with_inputs(self, name: str, x: Sequence[Tensor], read: Callable[[Any], Any]) -> Any:
+        """What ``read`` makes of the function ``name``, which takes no ``y``, for the whole batch."""
+        return self._call(name, None, x, read)
 
     def solve(self, x: Sequence[Tensor]) -> Any:
         """The user's own batched solver; a tree of ``(B, ...)``."""
-        instance, inputs = self._instance(x), self._inputs(x)
+        instance, inputs = self.instance(x), self._inputs(x)
         return instance.function("solve")(*inputs)
 
     def mend(self, x: Sequence[Tensor], sound: Tensor) -> tuple[Tensor, ...]:
@@ -287,6 +347,9 @@ class BatchedProblem:
         """The same problem for ``size`` items."""
         return dataclasses.replace(self, size=size, batched=self.batched if batched is None else batched)
 
+    def _as_tensors(self, name: str, value: Any, like: Tensor) -> Any:
+        return pytree.tree_map(lambda leaf: self._as_tensor(name, leaf, like), value)
+
     def _as_tensor(self, name: str, value: Any, like: Tensor) -> Tensor:
         """A value of the function ``name``: a number is as good as a tensor."""
         if isinstance(value, Tensor):
@@ -298,14 +361,19 @@ class BatchedProblem:
             f"Build it with operations of torch from what the function is given."
         )
 
+    @property
+    def _num_arguments(self) -> int:
+        """How many tensors of ``x`` the functions of the problem use."""
+        return self.input_spec.num_leaves + len(self.placeholders)
+
     def _inputs(self, x: Sequence[Tensor]) -> Any:
         return pytree.tree_unflatten(list(x[: self.input_spec.num_leaves]), self.input_spec)
 
-    def _instance(self, x: Sequence[Tensor]) -> Problem:
+    def instance(self, x: Sequence[Tensor]) -> Problem:
+        """The problem with the tensors of ``x`` in place of the placeholders."""
         if not self.placeholders:
             return self.template
-        first = self.input_spec.num_leaves
-        tensors = x[first : first + len(self.placeholders)]
+        tensors = x[self.input_spec.num_leaves : self._num_arguments]
         actual = {id(stand_in): tensor for stand_in, tensor in zip(self.placeholders, tensors, strict=True)}
         return rebuild(self.template, lambda tensor: actual.get(id(tensor), tensor))
 
@@ -319,7 +387,7 @@ class BatchedProblem:
         return value
 
     def _evaluate_tree(self, name: str, y: Tensor, x: Sequence[Tensor]) -> Any:
-        value = self._call(name, y, x)
+        value = self._call(name, y, x, lambda value: self._as_tensors(name, value, y))
         for leaf in pytree.tree_leaves(value):
             if leaf.dtype != y.dtype:
                 raise InvalidInputError(
@@ -328,14 +396,13 @@ class BatchedProblem:
                 )
         return value
 
-    def _call(self, name: str, y: Tensor | None, x: Sequence[Tensor]) -> Any:
-        """The function ``name`` on the whole batch; ``y`` None for a function of the inputs alone."""
+    def _call(self, name: str, y: Tensor | None, x: Sequence[Tensor], read: Callable[[Any], Any]) -> Any:
+        """What ``read`` makes of the function ``name`` on each item; ``y`` None for a function of the inputs alone."""
 
         def item(y: Tensor | None, *x: Tensor) -> Any:
-            function = self._instance(x).function(name)
+            function = self.instance(x).function(name)
             decision = () if y is None else (self.layout.unflatten(y),)
-            value = function(*decision, *self._inputs(x))
-            return pytree.tree_map(lambda leaf: self._as_tensor(name, leaf, x[0] if y is None else y), value)
+            return read(function(*decision, *self._inputs(x)))
 
         if self.template.batched:
             return item(y, *x)
@@ -345,11 +412,22 @@ class BatchedProblem:
         return torch.func.vmap(item, (0, *in_dims))(y, *x)
 
 
+def check_bounds(call: str, bounds: Any) -> None:
+    """Raises unless ``bounds`` is None, a function or a pair."""
+    if bounds is None or callable(bounds) or (isinstance(bounds, (tuple, list)) and len(bounds) == 2):
+        return
+    raise InvalidInputError(
+        f"`{call}(bounds=...)` must be a pair (lower, upper), or a function of one item's inputs that returns one, got "
+        f"{bounds!r}."
+    )
+
+
 def mend(tensor: Tensor, sound: Tensor) -> Tensor:
     """``tensor``, ``(B, ...)``, with the first sound row (no gradient flows to it) in place of each unsound one."""
     donor = tensor.detach().index_select(0, sound.to(torch.int8).argmax()[None])
     mask = sound.reshape(-1, *[1] * (tensor.dim() - 1))
-    return torch.where(mask, tensor, donor.nan_to_num(0.0, 0.0, 0.0))  # finite even if no item is sound
+    # A number even if no item is sound; only bounds are infinite in a sound item.
+    return torch.where(mask, tensor, donor.nan_to_num(0.0, torch.inf, -torch.inf))
 
 
 def _plain(shapes: Sequence[torch.Size]) -> str:
@@ -382,6 +460,8 @@ def bind(
         batched=(True,) * len(leaves) + (False,) * len(captured),
         size=size,
         p=0,
+        q=0,
+        has_bounds=False,
         call=call,
     )
     return batched, (*leaves, *captured)

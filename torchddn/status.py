@@ -16,7 +16,7 @@ from torchddn.errors import (
     UnboundedError,
 )
 
-__all__ = ["FAILURE_POLICIES", "Solution", "Status", "check_failure_policy", "report_failures"]
+__all__ = ["FAILURE_POLICIES", "PrimalDual", "Solution", "Status", "check_failure_policy", "report_failures"]
 
 FAILURE_POLICIES = ("warn", "raise", "nan", "ignore")
 
@@ -59,7 +59,7 @@ class Solution:
 
     Attributes:
         y: Decision, structured as the start was, each tensor ``(B, ...)``.
-        equality_multipliers: ``nu`` of ``L = f + nu.h``, ``(B, p)``; None without equalities.
+        equality_multipliers: ``nu`` of ``L = f + nu.h + lam.g``, ``(B, p)``; None without equalities.
         inequality_multipliers: ``lam >= 0``, ``(B, q)``; None without inequalities.
         lower_multipliers: Of ``lower <= y``, ``(B, m)``; None without bounds.
         upper_multipliers: Of ``y <= upper``, ``(B, m)``; None without bounds.
@@ -84,6 +84,23 @@ class Solution:
     feasibility: Tensor
     complementarity: Tensor
     solver: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PrimalDual:
+    """What a problem's own ``solve`` may return instead of ``y`` alone: ``y`` with its multipliers.
+
+    Without them, multipliers are estimated by least squares. Those of bounds follow from the others.
+
+    Attributes:
+        y: Decision, each tensor ``(B, ...)``.
+        equality_multipliers: ``nu`` of ``L = f + nu.h + lam.g``, ``(B, p)``.
+        inequality_multipliers: ``lam >= 0``, ``(B, q)``.
+    """
+
+    y: Any
+    equality_multipliers: Tensor | None = None
+    inequality_multipliers: Tensor | None = None
 
 
 def check_failure_policy(call: str, on_failure: object) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchddn.compiler import uncompiled
 from torchddn.functional._outcome import warn_degenerate
-from torchddn.linear import Dense, solve_certified
+from torchddn.linear import DenseMatrix, solve_certified
 
 __all__ = ["pseudo_inverse"]
 
@@ -30,7 +30,7 @@ class _PseudoInverse(torch.autograd.Function):
         if not H.numel():
             return torch.zeros_like(H)
         identity = torch.eye(H.shape[1], dtype=H.dtype, device=H.device).expand_as(H).contiguous()
-        certified = solve_certified(Dense(H, symmetric=True), identity)
+        certified = solve_certified(DenseMatrix(H, symmetric=True), identity)
         warn_degenerate("robust_vector_pool", certified.degenerate)
         return certified.solution.clone(memory_format=torch.contiguous_format)
 

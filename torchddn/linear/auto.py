@@ -1,9 +1,15 @@
 """Which linear solver, by word or by looking at the operator."""
 
 from torchddn.errors import InvalidInputError
-from torchddn.linear.direct import LU, Cholesky, Elementwise, LeastSquares, SchurComplement
+from torchddn.linear.banded import CyclicReduction
+from torchddn.linear.blocks import Blockwise
+from torchddn.linear.bordered import Bordered
+from torchddn.linear.direct import LU, Cholesky, Elementwise, LeastSquares
 from torchddn.linear.krylov import CG, GMRES, MINRES
-from torchddn.linear.operators import Diagonal, MatrixFree, Operator, Saddle, check_operator
+from torchddn.linear.low_rank import Woodbury
+from torchddn.linear.operators import MatrixFree, Operator, check_operator
+from torchddn.linear.saddle import Saddle
+from torchddn.linear.schur import SchurComplement, specialist
 from torchddn.linear.solver import Solver
 
 __all__ = ["SOLVERS", "choose", "get", "name_of"]
@@ -13,6 +19,10 @@ SOLVERS = {
     "lu": LU,
     "schur": SchurComplement,
     "diagonal": Elementwise,
+    "banded": CyclicReduction,
+    "blocks": Blockwise,
+    "low_rank": Woodbury,
+    "bordered": Bordered,
     "least_squares": LeastSquares,
     "cg": CG,
     "minres": MINRES,
@@ -56,7 +66,11 @@ def choose(operator: Operator, *, positive_definite: bool | None = None) -> Solv
     operator                                solver
     ======================================  ======================================================
     diagonal                                elementwise
-    saddle, H diagonal                      Schur complement
+    banded                                  cyclic reduction
+    block-diagonal                          LU of each block
+    diagonal plus low rank                  Woodbury's formula
+    bordered                                block elimination and Cholesky
+    saddle, H one of these                  Schur complement
     saddle, otherwise                       LU; Schur complement above 32 rows
     dense, symmetric                        Cholesky
     dense, not symmetric                    LU
@@ -71,7 +85,8 @@ def choose(operator: Operator, *, positive_definite: bool | None = None) -> Solv
 
     Example:
         >>> import torch
-        >>> name_of(choose(Diagonal(torch.ones(1, 3))))
+        >>> from torchddn.linear import DiagonalMatrix
+        >>> name_of(choose(DiagonalMatrix(torch.ones(1, 3))))
         'diagonal'
     """
     check_operator("choose(operator=...)", operator)
@@ -79,10 +94,10 @@ def choose(operator: Operator, *, positive_definite: bool | None = None) -> Solv
         raise InvalidInputError(
             f"`choose(positive_definite=...)` must be True, False or None, got {positive_definite!r}."
         )
-    if isinstance(operator, Diagonal):
-        return Elementwise()
+    if (special := specialist(operator)) is not None:
+        return special
     if isinstance(operator, Saddle) and operator.symmetric and operator.A.shape[1]:
-        eliminates = isinstance(operator.H, Diagonal) or operator.size > _ELIMINATED_SIZE
+        eliminates = specialist(operator.H) is not None or operator.size > _ELIMINATED_SIZE
         return SchurComplement() if eliminates else LU()
     if isinstance(operator, MatrixFree) and operator.size > _MATERIALIZED_SIZE:
         if not operator.symmetric:

@@ -30,8 +30,8 @@ from torchddn.linear.auto import choose, get, name_of
 from torchddn.linear.direct import LU, Elementwise, LeastSquares
 from torchddn.linear.krylov import GMRES, MINRES, Krylov
 from torchddn.linear.operators import (
-    Dense,
-    Diagonal,
+    DenseMatrix,
+    DiagonalMatrix,
     MatrixFree,
     Operator,
     check_choice,
@@ -153,7 +153,7 @@ def solve_certified(
         solution in that case.
 
     Example:
-        >>> K = Dense(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), symmetric=True)
+        >>> K = DenseMatrix(torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]), symmetric=True)
         >>> answer = solve_certified(K, torch.tensor([[2.0, 0.0]]))
         >>> answer.solution, answer.degenerate, answer.method
         (tensor([[1., 0.]]), tensor([True]), ('least_squares',))
@@ -176,7 +176,7 @@ def solve_certified(
     truth = operator if apply is None else _truth(operator, apply)
     solver = get(linear) or choose(operator)
     if isinstance(operator, MatrixFree) and not isinstance(solver, Krylov):
-        operator = Dense(operator.dense(), operator.symmetric, m)  # once, and not again on each rung
+        operator = DenseMatrix(operator.dense(), operator.symmetric, m)  # once, and not again on each rung
         truth = operator if apply is None else truth
     # All that follows is linear in v: a size of about one keeps tiny gradients from underflowing in the norms.
     scale = _size(columns)
@@ -238,7 +238,8 @@ class _Ladder:
             return
         if agrees:  # or else the bound of the first answer is one for another matrix
             self._certified[items] = self._bounded[items]
-        if isinstance(matrix, Dense) and not isinstance(first, LeastSquares) and not (agrees and isinstance(first, LU)):
+        factored = isinstance(first, LeastSquares) or (agrees and isinstance(first, LU))
+        if isinstance(matrix, DenseMatrix) and not factored:
             self._rung(LU(), matrix, items)
         self._decide(last, matrix, items, on_singular, damping)
 
@@ -271,7 +272,7 @@ class _Ladder:
         if not rest.numel():
             return
         items, matrix = items[rest], matrix.select(rest)
-        solver = Elementwise(self._m) if isinstance(matrix, Diagonal) else last
+        solver = Elementwise(self._m) if isinstance(matrix, DiagonalMatrix) else last
         system = self._restrict(matrix, items)
         state, answer = _attempt(system, solver)
         # A remainder that no u removes is not an error of the solve.
@@ -311,18 +312,19 @@ class _Ladder:
             self._method[item] = name
 
     def _materialize(self, items: Tensor) -> tuple[Operator | None, bool]:
-        """The true matrices of ``items``, Dense or Diagonal, None if too large; and whether they are the believed."""
+        """The true matrices of ``items``, in full or diagonal, None if too large; and whether they are the believed."""
         operator, truth = self._system.operator, self._system.truth
         affordable = items.numel() * operator.size**2 <= _DENSE_NUMBERS
-        believed = operator.select(items) if affordable or isinstance(operator, Diagonal) else None
-        if believed is not None and not isinstance(believed, Diagonal):
+        believed = operator.select(items) if affordable or isinstance(operator, DiagonalMatrix) else None
+        if believed is not None and not isinstance(believed, DiagonalMatrix):
             believed = _dense(believed.dense(), operator.symmetric, self._m)
         if truth is operator or believed is None:
             return believed, True
         # One product with a generic vector tells the believed matrix from another one, entry by entry up to the
         # rounding of sums.
         z = self._z[items]
-        entries = Diagonal(believed.d.abs()) if isinstance(believed, Diagonal) else Dense(believed.matrix.abs())
+        diagonal = isinstance(believed, DiagonalMatrix)
+        entries = DiagonalMatrix(believed.d.abs()) if diagonal else DenseMatrix(believed.matrix.abs())
         rounding = torch.finfo(z.dtype).eps ** 0.5 * entries.matvec(z.abs())
         if bool(((believed.matvec(z) - self._K_z[items]).abs() <= rounding).all()):
             return believed, True
@@ -394,7 +396,7 @@ def _relative(r: Tensor, rhs: Tensor) -> Tensor:
 
 def _size(columns: Tensor) -> Tensor:
     """The power of two below the largest entry of each column, ``(B, 1, k)``; one for a column of zeros."""
-    largest = columns.abs().amax(1, keepdim=True)
+    largest = torch.linalg.vector_norm(columns, torch.inf, dim=1, keepdim=True)
     scale = largest.clamp(min=torch.finfo(columns.dtype).tiny).log2().floor().exp2()
     return torch.where(largest > 0, scale, 1)
 
@@ -433,25 +435,25 @@ def _truth(operator: Operator, apply: Operator | Callable[[Tensor], Tensor]) -> 
     )
 
 
-def _dense(matrix: Tensor, symmetric: bool, m: int) -> Dense:
+def _dense(matrix: Tensor, symmetric: bool, m: int) -> DenseMatrix:
     """The matrices, and whether they are as symmetric as they were believed to be, up to rounding."""
     if symmetric:
         difference = (matrix - matrix.mT).abs().amax((1, 2))
         symmetric = not bool((difference > torch.finfo(matrix.dtype).eps ** 0.5 * matrix.abs().amax((1, 2))).any())
-    return Dense(matrix, symmetric, m)
+    return DenseMatrix(matrix, symmetric, m)
 
 
 def _damped(matrix: Operator, damping: float, m: int) -> Operator:
     """``matrix`` with ``damping * scale`` added to the first ``m`` entries of its diagonal."""
-    if isinstance(matrix, Diagonal):
+    if isinstance(matrix, DiagonalMatrix):
         d = matrix.d.clone()
         scale = d[:, :m].abs().amax(1, keepdim=True)
         d[:, :m] += damping * torch.where(scale == 0, 1, scale)
-        return Diagonal(d)
+        return DiagonalMatrix(d)
     damped = matrix.dense().clone()
     scale = damped[:, :m, :m].abs().amax((1, 2)).unsqueeze(1)
     damped.diagonal(dim1=1, dim2=2)[:, :m] += damping * torch.where(scale == 0, 1, scale)
-    return Dense(damped, matrix.symmetric, m)
+    return DenseMatrix(damped, matrix.symmetric, m)
 
 
 def _complain(items: Tensor, rank: Tensor, size: int) -> str:

@@ -25,25 +25,16 @@ from torch import Tensor
 
 from torchddn.errors import InvalidInputError
 from torchddn.linear.operators import (
-    Dense,
-    Diagonal,
+    DiagonalMatrix,
     Operator,
-    Saddle,
     check_count,
-    check_flag,
     check_number,
     check_operator,
-    check_tensor,
 )
-from torchddn.linear.solver import Solver
+from torchddn.linear.scaling import CUTOFF, DOUBTFUL, equilibrate, power_of_two, rounding_unit, scaled_matrix
+from torchddn.linear.solver import Solver, as_columns
 
-__all__ = ["LU", "Cholesky", "Elementwise", "LeastSquares", "SchurComplement", "equilibrate"]
-
-# A singular matrix, factored in floating point, has |(R K C)^-1| of 1 / (a few eps) or, after long sums, 1 / (s eps).
-# An item beyond the first factor is handed to LeastSquares, whose cutoff (the second) decides: the gap between them
-# leaves a doubtful matrix to the method that can tell. Below s = 10 the count of roundings is not the size's.
-_DOUBTFUL = 30.0
-_CUTOFF = 10.0
+__all__ = ["LU", "Cholesky", "Elementwise", "LeastSquares"]
 
 # Batched LU on CPU hangs for s > 150 and B >= 4 in a process that called torch.set_num_threads(k), k >= 2 (torch
 # 2.13, oneMKL DLASWP; torch-notes.md, trap 4). Item by item costs nothing at this size, so larger ones never go
@@ -81,17 +72,6 @@ class ElementwiseState(NamedTuple):
     degenerate: Tensor
 
 
-class SchurState(NamedTuple):
-    """Parts of ``S = A H^-1 A^T``; ``inverse_H_A`` is ``H^-1 A^T``, ``(B, m, p)``."""
-
-    H: CholeskyState | ElementwiseState
-    S: CholeskyState
-    A: Tensor
-    inverse_H_A: Tensor
-    ok: Tensor
-    rcond: Tensor
-
-
 class LeastSquaresState(NamedTuple):
     """``R K C = left diag(1 / inverse) right^T`` on the range; four bases for the projections off the null spaces.
 
@@ -119,8 +99,9 @@ class Cholesky(Solver):
     An item that is not positive definite is not ``ok``. Cost O(s^3 / 3) per item.
 
     Example:
+        >>> from torchddn.linear import DenseMatrix
         >>> solver = Cholesky()
-        >>> state = solver.init(Dense(torch.tensor([[[4.0, 2.0], [2.0, 2.0]]]), symmetric=True))
+        >>> state = solver.init(DenseMatrix(torch.tensor([[[4.0, 2.0], [2.0, 2.0]]]), symmetric=True))
         >>> solver.solve(state, torch.tensor([[2.0, 2.0]]))
         tensor([[0., 1.]])
     """
@@ -128,8 +109,8 @@ class Cholesky(Solver):
     def init(self, operator: Operator) -> CholeskyState:
         check_operator("Cholesky.init(operator=...)", operator)
         matrix = operator.dense()
-        scale = _power_of_two(matrix.diagonal(dim1=1, dim2=2).rsqrt())
-        scaled = _scaled(matrix, scale, scale)
+        scale = power_of_two(matrix.diagonal(dim1=1, dim2=2).rsqrt())
+        scaled = scaled_matrix(matrix, scale, scale)
         factor, info = torch.linalg.cholesky_ex(scaled)
 
         def solve(z: Tensor) -> Tensor:
@@ -138,7 +119,7 @@ class Cholesky(Solver):
         return CholeskyState(factor, scale, (info == 0) & _finite(scaled), _estimate_rcond(solve, solve, scale))
 
     def solve(self, state: CholeskyState, rhs: Tensor) -> Tensor:
-        columns, scale = _columns("Cholesky.solve", state.scale, rhs), state.scale.unsqueeze(-1)
+        columns, scale = as_columns("Cholesky.solve", state.scale, rhs), state.scale.unsqueeze(-1)
         u = scale * torch.cholesky_solve(scale * columns, state.factor)
         return u.view_as(rhs)
 
@@ -146,7 +127,7 @@ class Cholesky(Solver):
         return state
 
     def sound(self, state: CholeskyState) -> Tensor:
-        return state.ok & (state.rcond > _unit(state.scale, _DOUBTFUL))
+        return state.ok & (state.rcond > rounding_unit(state.scale, DOUBTFUL))
 
     def error(self, state: CholeskyState, u: Tensor, r: Tensor) -> Tensor:
         return _error(state.scale, state.scale, state.rcond, u, r)
@@ -157,8 +138,9 @@ class LU(Solver):
     """``K = P L U`` with partial pivoting, for any regular matrices. Cost O(2 s^3 / 3) per item.
 
     Example:
+        >>> from torchddn.linear import DenseMatrix
         >>> solver = LU()
-        >>> state = solver.init(Dense(torch.tensor([[[0.0, 2.0], [1.0, 1.0]]])))
+        >>> state = solver.init(DenseMatrix(torch.tensor([[[0.0, 2.0], [1.0, 1.0]]])))
         >>> solver.solve(state, torch.tensor([[2.0, 3.0]]))
         tensor([[2., 1.]])
         >>> solver.solve(solver.transpose(state), torch.tensor([[2.0, 3.0]]))
@@ -169,7 +151,7 @@ class LU(Solver):
         check_operator("LU.init(operator=...)", operator)
         matrix = operator.dense()
         row, col = equilibrate(matrix, operator.symmetric, operator.primal_size)
-        scaled = _scaled(matrix, row, col)
+        scaled = scaled_matrix(matrix, row, col)
         factor, pivots, info = _lu_factor(scaled)
         rcond = _estimate_rcond(
             lambda z: _lu_solve(factor, pivots, z), lambda z: _lu_solve(factor, pivots, z, transposed=True), row
@@ -178,7 +160,7 @@ class LU(Solver):
 
     def solve(self, state: LUState, rhs: Tensor) -> Tensor:
         row, col = (state.col, state.row) if state.transposed else (state.row, state.col)
-        scaled = row.unsqueeze(-1) * _columns("LU.solve", row, rhs)
+        scaled = row.unsqueeze(-1) * as_columns("LU.solve", row, rhs)
         u = col.unsqueeze(-1) * _lu_solve(state.factor, state.pivots, scaled, state.transposed)
         return u.view_as(rhs)
 
@@ -186,7 +168,7 @@ class LU(Solver):
         return state._replace(transposed=not state.transposed)
 
     def sound(self, state: LUState) -> Tensor:
-        return state.ok & (state.rcond > _unit(state.row, _DOUBTFUL))
+        return state.ok & (state.rcond > rounding_unit(state.row, DOUBTFUL))
 
     def error(self, state: LUState, u: Tensor, r: Tensor) -> Tensor:
         row, col = (state.col, state.row) if state.transposed else (state.row, state.col)
@@ -205,7 +187,7 @@ class Elementwise(Solver):
 
     Example:
         >>> solver = Elementwise()
-        >>> solver.solve(solver.init(Diagonal(torch.tensor([[4.0, 0.0]]))), torch.ones(1, 2))
+        >>> solver.solve(solver.init(DiagonalMatrix(torch.tensor([[4.0, 0.0]]))), torch.ones(1, 2))
         tensor([[0.2500, 0.0000]])
     """
 
@@ -217,9 +199,9 @@ class Elementwise(Solver):
 
     def init(self, operator: Operator) -> ElementwiseState:
         check_operator("Elementwise.init(operator=...)", operator)
-        if not isinstance(operator, Diagonal):
+        if not isinstance(operator, DiagonalMatrix):
             raise InvalidInputError(
-                f"`Elementwise.init(operator=...)` must be Diagonal, got {type(operator).__name__}; use `LU`."
+                f"`Elementwise.init(operator=...)` must be DiagonalMatrix, got {type(operator).__name__}; use `LU`."
             )
         zero = operator.d == 0
         inverse = torch.where(zero, 0, operator.d.reciprocal())
@@ -227,7 +209,7 @@ class Elementwise(Solver):
         return ElementwiseState(inverse, operator.d.isfinite().all(1), rank, degenerate)
 
     def solve(self, state: ElementwiseState, rhs: Tensor) -> Tensor:
-        return (state.inverse.unsqueeze(-1) * _columns("Elementwise.solve", state.inverse, rhs)).view_as(rhs)
+        return (state.inverse.unsqueeze(-1) * as_columns("Elementwise.solve", state.inverse, rhs)).view_as(rhs)
 
     def transpose(self, state: ElementwiseState) -> ElementwiseState:
         return state
@@ -238,64 +220,6 @@ class Elementwise(Solver):
     def project(self, state: ElementwiseState, rhs: Tensor) -> Tensor:
         """``rhs`` without the part that no ``u`` reaches."""
         return torch.where(_matching(state.inverse, rhs) == 0, 0, rhs)
-
-
-@dataclasses.dataclass(frozen=True)
-class SchurComplement(Solver):
-    r"""Block elimination of a :class:`Saddle` whose ``H`` is positive definite, or diagonal without zeros.
-
-    ::
-
-        S = A H^-1 A^T,   mu = S^-1 (A H^-1 a - b),   y = H^-1 (a - A^T mu)      for  K (y, mu) = (a, b)
-
-    Cheaper than LU by far where ``H`` is diagonal. An item is not ``ok`` where ``H`` or ``S`` has no Cholesky
-    factor. Not for a singular or indefinite ``H``, although ``K`` may be regular: use :class:`LU`.
-
-    Example:
-        >>> K = Saddle(Diagonal(torch.tensor([[1.0, 1.0]])), torch.tensor([[[1.0, 1.0]]]))
-        >>> solver = SchurComplement()
-        >>> solver.solve(solver.init(K), torch.tensor([[1.0, 0.0, 0.0]]))
-        tensor([[ 0.5000, -0.5000,  0.5000]])
-
-    References:
-        Gould, Hartley, Campbell, Deep Declarative Networks: A New Hope, proposition 4.5, is this formula.
-    """
-
-    def init(self, operator: Operator) -> SchurState:
-        check_operator("SchurComplement.init(operator=...)", operator)
-        if not isinstance(operator, Saddle) or not operator.symmetric:
-            raise InvalidInputError(
-                "`SchurComplement.init(operator=...)` must be Saddle with a symmetric H, "
-                f"got {type(operator).__name__}; use `LU` or `Cholesky`."
-            )
-        if isinstance(operator.H, Diagonal):
-            H = Elementwise().init(operator.H)
-            sound = Elementwise().sound(H)
-        else:
-            H = Cholesky().init(operator.H)
-            sound = Cholesky().sound(H)
-        inverse_H_A = _solve_part(H, operator.A.mT)
-        complement = operator.A @ inverse_H_A
-        if operator.active is not None:
-            complement.diagonal(dim1=1, dim2=2).add_(~operator.active)
-        S = _cholesky(complement)
-        sizes = operator.H.d.abs() if isinstance(operator.H, Diagonal) else operator.H.dense().diagonal(dim1=1, dim2=2)
-        sound = sound & _exceeds_rounding(sizes.amax(1), operator.A)
-        rcond = S.rcond if isinstance(H, ElementwiseState) else torch.minimum(H.rcond, S.rcond)
-        return SchurState(H, S, operator.A, inverse_H_A, sound & S.ok, rcond)
-
-    def solve(self, state: SchurState, rhs: Tensor) -> Tensor:
-        p, m = state.A.shape[1:]
-        columns = _columns("SchurComplement.solve", state.A.new_empty(state.A.shape[0], m + p), rhs)
-        y = _solve_part(state.H, columns[:, :m])
-        mu = Cholesky().solve(state.S, state.A @ y - columns[:, m:])
-        return torch.cat([y - state.inverse_H_A @ mu, mu], dim=1).view_as(rhs)
-
-    def transpose(self, state: SchurState) -> SchurState:
-        return state
-
-    def sound(self, state: SchurState) -> Tensor:
-        return state.ok & (state.rcond > _unit(state.A, _DOUBTFUL))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,8 +252,9 @@ class LeastSquares(Solver):
         InvalidInputError: ``rcond`` is not a number in [0, 1), or ``primal_size`` not in the range.
 
     Example:
+        >>> from torchddn.linear import DenseMatrix
         >>> solver = LeastSquares()
-        >>> state = solver.init(Dense(torch.ones(1, 2, 2), symmetric=True))
+        >>> state = solver.init(DenseMatrix(torch.ones(1, 2, 2), symmetric=True))
         >>> solver.solve(state, torch.tensor([[2.0, 2.0]])).round(decimals=4)
         tensor([[1., 1.]])
         >>> state.rank
@@ -352,7 +277,7 @@ class LeastSquares(Solver):
         matrix = operator.dense()
         # eigh and svd raise for NaN on CPU: give those items zeros, and back the NaN in `inverse`.
         row, col = equilibrate(matrix, operator.symmetric, m)
-        scaled = _scaled(matrix, row, col)
+        scaled = scaled_matrix(matrix, row, col)
         finite = _finite(scaled)
         scaled = torch.where(finite[:, None, None], scaled, 0)
         if operator.symmetric:
@@ -363,7 +288,7 @@ class LeastSquares(Solver):
         else:
             left, values, right_transposed = torch.linalg.svd(scaled)
             right = right_transposed.mT
-        cutoff = _unit(row, _CUTOFF) if self.rcond is None else self.rcond
+        cutoff = rounding_unit(row, CUTOFF) if self.rcond is None else self.rcond
         size = values.abs()
         null = size <= cutoff * size[:, :1]
         inverse = torch.where(null, 0, values.reciprocal())
@@ -382,7 +307,7 @@ class LeastSquares(Solver):
         )
 
     def solve(self, state: LeastSquaresState, rhs: Tensor) -> Tensor:
-        columns = self.project(state, _columns("LeastSquares.solve", state.row, rhs))
+        columns = self.project(state, as_columns("LeastSquares.solve", state.row, rhs))
         coefficients = state.inverse.unsqueeze(-1) * (state.left.mT @ (state.row.unsqueeze(-1) * columns))
         u = state.col.unsqueeze(-1) * (state.right @ coefficients)
         u = u - state.null @ (state.dual.mT @ u)
@@ -408,67 +333,8 @@ class LeastSquares(Solver):
 
     def project(self, state: LeastSquaresState, rhs: Tensor) -> Tensor:
         """``rhs`` without the part that no ``u`` reaches: ``(I - Q^T) rhs``."""
-        columns = _columns("LeastSquares.project", state.row, rhs)
+        columns = as_columns("LeastSquares.project", state.row, rhs)
         return (columns - state.left_dual @ (state.left_null.mT @ columns)).view_as(rhs)
-
-
-def equilibrate(matrix: Tensor, symmetric: bool = False, primal_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Powers of two ``row`` and ``col``, ``(B, s)``, that bring the rows and columns of ``matrix`` to about one.
-
-    The largest entry of each row and then of each column is made one; a symmetric matrix gets the geometric mean
-    of both, which keeps it symmetric (as Duff and Pralet do), and one step of Ruiz's iteration after it. A row of
-    zeros keeps its scale.
-
-    Rows of one do not settle the scale of a saddle matrix: a small ``H`` may drown in a large ``A``, and with it
-    what is known of ``y``. So where ``primal_size < s`` the units of ``y`` come from ``H`` and those of the
-    multipliers from ``A`` in these units, unless all of ``H`` is but the rounding of numbers of the size of ``A``.
-
-    Example:
-        >>> equilibrate(torch.tensor([[[1e8, 1.0], [1.0, 0.0]]]), symmetric=True)[0]
-        tensor([[1.2207e-04, 8.1920e+03]])
-    """
-    check_tensor("equilibrate(matrix=...)", matrix, "(B, s, s)", 3)
-    check_flag("equilibrate(symmetric=...)", symmetric)
-    entries = matrix.abs()
-    if symmetric:
-        m = matrix.shape[1] if primal_size is None else primal_size
-        check_count("equilibrate(primal_size=...)", m, most=matrix.shape[1])
-        saddle = m < matrix.shape[1]
-        scale = _saddle_scale(entries[:, :m, :m], entries[:, m:, :m]) if saddle else _symmetric_scale(entries)
-        scale = _power_of_two(scale)
-        return scale, scale
-    row = _reciprocal(entries.amax(2))
-    entries *= row.unsqueeze(2)  # in place: fresh memory of this size costs more than the product
-    return _power_of_two(row), _power_of_two(_reciprocal(entries.amax(1)))
-
-
-def _symmetric_scale(entries: Tensor) -> Tensor:
-    row = _reciprocal(entries.amax(2))
-    scaled = entries * row.unsqueeze(2)
-    scale = (row * _reciprocal(scaled.amax(1))).sqrt()
-    scaled *= scale.unsqueeze(1)
-    largest = scaled.amax(2) / row * scale
-    return scale * torch.where(largest > 0, largest, 1).rsqrt()
-
-
-def _saddle_scale(H: Tensor, A: Tensor) -> Tensor:
-    """The scale of ``[[H, A^T], [A, 0]]`` from the moduli of its blocks."""
-    row_A = A.amax(2)
-    size_A = row_A.amax(1, keepdim=True)
-    known = (H.amax(2) > 0) & _exceeds_rounding(H.amax((1, 2)), A).unsqueeze(1)
-    y = torch.where(known, _symmetric_scale(H), 0)
-    # A variable that H does not contain gets its unit from the constraints, and these from the other variables in
-    # them; where there are none, H is rounding or zero and the same power of A on both sides keeps it so.
-    mu = _reciprocal((A * y.unsqueeze(1)).amax(2), otherwise=0)
-    mu = torch.where(mu > 0, mu, _reciprocal(row_A) * size_A.sqrt())
-    y = torch.where(known, y, _reciprocal((A * mu.unsqueeze(2)).amax(1)))
-    return torch.cat([y, _reciprocal((A * y.unsqueeze(1)).amax(2))], dim=1)
-
-
-def _exceeds_rounding(size_H: Tensor, A: Tensor) -> Tensor:
-    """Whether ``H``, with entries up to ``size_H``, is more than the rounding of numbers of the size of ``A``."""
-    p, m = A.shape[1:]
-    return size_H > _CUTOFF * max(m + p, 10) * torch.finfo(A.dtype).eps * (A.abs().amax((1, 2)) if p else 0)
 
 
 def _split(vectors: Tensor, null: Tensor, scale: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -550,18 +416,6 @@ def _loops(matrix: Tensor) -> bool:
     return matrix.device.type == "cpu" and matrix.shape[1] > _BATCHED_LU_SIZE and matrix.shape[0] > 1
 
 
-def _solve_part(state: CholeskyState | ElementwiseState, rhs: Tensor) -> Tensor:
-    return Elementwise().solve(state, rhs) if isinstance(state, ElementwiseState) else Cholesky().solve(state, rhs)
-
-
-def _cholesky(matrix: Tensor) -> CholeskyState:
-    if matrix.shape[1]:
-        return Cholesky().init(Dense(matrix, symmetric=True))
-    # No constraint at all: an empty factor, perfectly conditioned.
-    ones = matrix.new_ones(matrix.shape[0])
-    return CholeskyState(matrix, matrix.new_ones(matrix.shape[0], 0), ones > 0, ones)
-
-
 def _estimate_rcond(
     solve: Callable[[Tensor], Tensor], solve_transposed: Callable[[Tensor], Tensor], like: Tensor
 ) -> Tensor:
@@ -579,42 +433,10 @@ def _error(row: Tensor, col: Tensor, rcond: Tensor, u: Tensor, r: Tensor) -> Ten
     return torch.where(size_r == 0, 0, size_r / (rcond.unsqueeze(-1) * size_u)).amax(1)
 
 
-def _unit(like: Tensor, factor: float) -> float:
-    """``factor`` times the rounding of a sum over the size, the last axis of ``like``."""
-    return factor * max(like.shape[-1], 10) * torch.finfo(like.dtype).eps
-
-
-def _power_of_two(scale: Tensor) -> Tensor:
-    """The power of two nearest to each ``scale``; one where that is zero, infinite or NaN."""
-    # The product of two scales has to be finite too.
-    most = 60 if scale.dtype == torch.float32 else 500
-    exponent = scale.log2().round().clamp(-most, most)
-    return torch.where((scale > 0) & scale.isfinite(), exponent.exp2(), 1)
-
-
-def _scaled(matrix: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    # Rows first: their product is at most about one, whatever the units.
-    return (matrix * row.unsqueeze(2)).mul_(col.unsqueeze(1))
-
-
 def _finite(matrix: Tensor) -> Tensor:
     # LAPACK promises nothing about such items, not even an info. One pass, where isfinite().all() takes three; the
     # entries are too near one to overflow in a sum.
     return matrix.sum((1, 2)).isfinite()
-
-
-def _reciprocal(size: Tensor, otherwise: float = 1) -> Tensor:
-    return torch.where((size > 0) & size.isfinite(), size.reciprocal(), otherwise)
-
-
-def _columns(call: str, like: Tensor, rhs: Tensor) -> Tensor:
-    """``rhs`` as columns ``(B, s, k)``, after a check against ``like``, ``(B, s)``."""
-    if not isinstance(rhs, Tensor) or rhs.ndim not in (2, 3) or rhs.shape[:2] != like.shape:
-        raise InvalidInputError(
-            f"`{call}(rhs=...)` must be a tensor (B, s) or (B, s, k) with (B, s) = {tuple(like.shape)}, "
-            f"got {tuple(rhs.shape) if isinstance(rhs, Tensor) else rhs!r}."
-        )
-    return rhs.unsqueeze(-1) if rhs.ndim == 2 else rhs
 
 
 def _matching(vector: Tensor, rhs: Tensor) -> Tensor:

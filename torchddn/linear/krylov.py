@@ -171,8 +171,8 @@ class CG(Krylov):
         rtol, atol, max_steps, preconditioner: See :class:`Krylov`.
 
     Example:
-        >>> from torchddn.linear import Dense
-        >>> K = Dense(torch.tensor([[[2.0, 0.0], [0.0, 4.0]]]), symmetric=True)
+        >>> from torchddn.linear import DenseMatrix
+        >>> K = DenseMatrix(torch.tensor([[[2.0, 0.0], [0.0, 4.0]]]), symmetric=True)
         >>> CG().run(K, torch.tensor([[2.0, 4.0]])).num_steps
         tensor([2])
 
@@ -232,8 +232,8 @@ class MINRES(Krylov):
         rtol, atol, max_steps, preconditioner: See :class:`Krylov`.
 
     Example:
-        >>> from torchddn.linear import Dense
-        >>> K = Dense(torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]), symmetric=True)
+        >>> from torchddn.linear import DenseMatrix
+        >>> K = DenseMatrix(torch.tensor([[[1.0, 1.0], [1.0, 1.0]]]), symmetric=True)
         >>> MINRES().solve(MINRES().init(K), torch.tensor([[2.0, 2.0]]))
         tensor([[1., 1.]])
 
@@ -340,8 +340,8 @@ class GMRES(Krylov):
         restart: Vectors kept, at least 1: more of them need fewer steps and more memory.
 
     Example:
-        >>> from torchddn.linear import Dense
-        >>> K = Dense(torch.tensor([[[0.0, 2.0], [1.0, 0.0]]]))
+        >>> from torchddn.linear import DenseMatrix
+        >>> K = DenseMatrix(torch.tensor([[[0.0, 2.0], [1.0, 0.0]]]))
         >>> GMRES().solve(GMRES().init(K), torch.tensor([[2.0, 1.0]])).round(decimals=4)
         tensor([[1., 1.]])
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchddn.errors import InvalidInputError
 
-__all__ = ["Dense", "Diagonal", "MatrixFree", "Operator", "Saddle", "check_operator", "check_vectors"]
+__all__ = ["DenseMatrix", "DiagonalMatrix", "MatrixFree", "Operator", "check_operator", "check_order", "check_vectors"]
 
 _DTYPES = (torch.float32, torch.float64)  # LAPACK has no half precision: the adjoint converts before it comes here
 
@@ -57,6 +57,10 @@ class Operator(abc.ABC):
     def dense(self) -> Tensor:
         """``K`` as a tensor ``(B, s, s)``, to be read and not written: it may be the operator's own."""
 
+    def diagonal(self) -> Tensor:
+        """The diagonal of ``K``, ``(B, s)``."""
+        return self.dense().diagonal(dim1=1, dim2=2)
+
     @abc.abstractmethod
     def transpose(self) -> "Operator":
         """The operator of ``K^T``."""
@@ -66,7 +70,7 @@ class Operator(abc.ABC):
         """The operator of some items only; ``items`` holds their indices, ``(b,)``."""
 
 
-class Dense(Operator):
+class DenseMatrix(Operator):
     """Matrices that are stored in full.
 
     Args:
@@ -80,20 +84,21 @@ class Dense(Operator):
             ``primal_size`` not from 1 to ``s``.
 
     Example:
-        >>> Dense(torch.tensor([[[2.0, 1.0], [0.0, 3.0]]])).rmatvec(torch.ones(1, 2))
+        >>> DenseMatrix(torch.tensor([[[2.0, 1.0], [0.0, 3.0]]])).rmatvec(torch.ones(1, 2))
         tensor([[2., 4.]])
     """
 
     def __init__(self, matrix: Tensor, symmetric: bool = False, primal_size: int | None = None) -> None:
-        check_tensor("Dense(matrix=...)", matrix, "(B, s, s)", 3)
+        check_tensor("DenseMatrix(matrix=...)", matrix, "(B, s, s)", 3)
         if matrix.shape[1] != matrix.shape[2] or matrix.shape[1] == 0:
             raise InvalidInputError(
-                f"`Dense(matrix=...)` must have square items, shaped (B, s, s) with s >= 1, got {tuple(matrix.shape)}."
+                "`DenseMatrix(matrix=...)` must have square items, shaped (B, s, s) with s >= 1, got "
+                f"{tuple(matrix.shape)}."
             )
-        check_flag("Dense(symmetric=...)", symmetric)
+        check_flag("DenseMatrix(symmetric=...)", symmetric)
         self.batch, self.size = matrix.shape[:2]
         if primal_size is not None:
-            check_count("Dense(primal_size=...)", primal_size, most=self.size)
+            check_count("DenseMatrix(primal_size=...)", primal_size, most=self.size)
         self.matrix, self.symmetric, self._primal_size = matrix, symmetric, primal_size
         self.dtype, self.device = matrix.dtype, matrix.device
 
@@ -102,22 +107,22 @@ class Dense(Operator):
         return self.size if self._primal_size is None else self._primal_size
 
     def matvec(self, u: Tensor) -> Tensor:
-        return _multiply(self.matrix, check_vectors("Dense.matvec(u=...)", self, u))
+        return multiply(self.matrix, check_vectors("DenseMatrix.matvec(u=...)", self, u))
 
     def rmatvec(self, u: Tensor) -> Tensor:
-        return _multiply(self.matrix.mT, check_vectors("Dense.rmatvec(u=...)", self, u))
+        return multiply(self.matrix.mT, check_vectors("DenseMatrix.rmatvec(u=...)", self, u))
 
     def dense(self) -> Tensor:
         return self.matrix
 
-    def transpose(self) -> "Dense":
-        return self if self.symmetric else Dense(self.matrix.mT, primal_size=self._primal_size)
+    def transpose(self) -> "DenseMatrix":
+        return self if self.symmetric else DenseMatrix(self.matrix.mT, primal_size=self._primal_size)
 
-    def select(self, items: Tensor) -> "Dense":
-        return Dense(self.matrix[items], self.symmetric, self._primal_size)
+    def select(self, items: Tensor) -> "DenseMatrix":
+        return DenseMatrix(self.matrix[items], self.symmetric, self._primal_size)
 
 
-class Diagonal(Operator):
+class DiagonalMatrix(Operator):
     """Diagonal matrices.
 
     Args:
@@ -127,34 +132,37 @@ class Diagonal(Operator):
         InvalidInputError: ``d`` is not a float32 or float64 tensor ``(B, s)`` with ``s >= 1``.
 
     Example:
-        >>> Diagonal(torch.tensor([[2.0, 3.0]])).matvec(torch.ones(1, 2))
+        >>> DiagonalMatrix(torch.tensor([[2.0, 3.0]])).matvec(torch.ones(1, 2))
         tensor([[2., 3.]])
     """
 
     symmetric = True
 
     def __init__(self, d: Tensor) -> None:
-        check_tensor("Diagonal(d=...)", d, "(B, s)", 2)
+        check_tensor("DiagonalMatrix(d=...)", d, "(B, s)", 2)
         if d.shape[1] == 0:
-            raise InvalidInputError(f"`Diagonal(d=...)` must be shaped (B, s) with s >= 1, got {tuple(d.shape)}.")
+            raise InvalidInputError(f"`DiagonalMatrix(d=...)` must be shaped (B, s) with s >= 1, got {tuple(d.shape)}.")
         self.d = d
         self.batch, self.size = d.shape
         self.dtype, self.device = d.dtype, d.device
 
     def matvec(self, u: Tensor) -> Tensor:
-        return self._multiply(check_vectors("Diagonal.matvec(u=...)", self, u))
+        return self._multiply(check_vectors("DiagonalMatrix.matvec(u=...)", self, u))
 
     def rmatvec(self, u: Tensor) -> Tensor:
-        return self._multiply(check_vectors("Diagonal.rmatvec(u=...)", self, u))
+        return self._multiply(check_vectors("DiagonalMatrix.rmatvec(u=...)", self, u))
 
     def dense(self) -> Tensor:
         return torch.diag_embed(self.d)
 
-    def transpose(self) -> "Diagonal":
+    def diagonal(self) -> Tensor:
+        return self.d
+
+    def transpose(self) -> "DiagonalMatrix":
         return self
 
-    def select(self, items: Tensor) -> "Diagonal":
-        return Diagonal(self.d[items])
+    def select(self, items: Tensor) -> "DiagonalMatrix":
+        return DiagonalMatrix(self.d[items])
 
     def _multiply(self, u: Tensor) -> Tensor:
         return (self.d if u.ndim == 2 else self.d.unsqueeze(-1)) * u
@@ -175,6 +183,7 @@ class MatrixFree(Operator):
         primal_size: Length of the block of decisions, ``size`` unless given.
         accepts_columns: Whether the two functions also take ``(B, s, k)``; they are called once per column
             otherwise.
+        form: Makes the matrices in full, ``(B, s, s)``, where that takes less than a product for each column.
 
     Raises:
         InvalidInputError: A function is not callable, a size is not a positive integer, or, when called, a
@@ -199,13 +208,15 @@ class MatrixFree(Operator):
         symmetric: bool = False,
         primal_size: int | None = None,
         accepts_columns: bool = False,
+        form: Callable[[], Tensor] | None = None,
     ) -> None:
         if not callable(matvec):
             raise InvalidInputError(f"`MatrixFree(matvec=...)` must be a function, got {type(matvec).__name__}.")
-        if rmatvec is not None and not callable(rmatvec):
-            raise InvalidInputError(
-                f"`MatrixFree(rmatvec=...)` must be a function or None, got {type(rmatvec).__name__}."
-            )
+        for name, function in (("rmatvec", rmatvec), ("form", form)):
+            if function is not None and not callable(function):
+                raise InvalidInputError(
+                    f"`MatrixFree({name}=...)` must be a function or None, got {type(function).__name__}."
+                )
         check_count("MatrixFree(batch=...)", batch, least=0)
         check_count("MatrixFree(size=...)", size)
         dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -216,7 +227,7 @@ class MatrixFree(Operator):
         if primal_size is not None:
             check_count("MatrixFree(primal_size=...)", primal_size, most=size)
         self._matvec, self._rmatvec = matvec, matvec if symmetric and rmatvec is None else rmatvec
-        self._primal_size, self._accepts_columns = primal_size, accepts_columns
+        self._primal_size, self._accepts_columns, self._form = primal_size, accepts_columns, form
         self.batch, self.size, self.symmetric = batch, size, symmetric
         # Asking a tensor turns "cuda" into "cuda:0", which is what the vectors will say.
         self.dtype, self.device = dtype, torch.empty(0, device="cpu" if device is None else device).device
@@ -239,6 +250,8 @@ class MatrixFree(Operator):
         return self._apply(self._rmatvec, u, "rmatvec")
 
     def dense(self) -> Tensor:
+        if self._form is not None:
+            return self._form()
         matrix = torch.empty(self.batch, self.size, self.size, dtype=self.dtype, device=self.device)
         for start in range(0, self.size, _CHUNK):
             stop = min(start + _CHUNK, self.size)
@@ -266,9 +279,14 @@ class MatrixFree(Operator):
             return product
 
         rmatvec = None if self._rmatvec is None else restricted(self._rmatvec)
-        return self._like(restricted(self._matvec), rmatvec, items.shape[0])
+        form = self._form
+        return self._like(
+            restricted(self._matvec), rmatvec, items.shape[0], None if form is None else lambda: form()[items]
+        )
 
-    def _like(self, matvec: Callable, rmatvec: Callable | None, batch: int) -> "MatrixFree":
+    def _like(
+        self, matvec: Callable, rmatvec: Callable | None, batch: int, form: Callable[[], Tensor] | None = None
+    ) -> "MatrixFree":
         return MatrixFree(
             matvec,
             rmatvec,
@@ -279,6 +297,7 @@ class MatrixFree(Operator):
             symmetric=self.symmetric,
             primal_size=self._primal_size,
             accepts_columns=self._accepts_columns,
+            form=form,
         )
 
     def _apply(self, function: Callable[[Tensor], Tensor], u: Tensor, name: str) -> Tensor:
@@ -296,106 +315,12 @@ class MatrixFree(Operator):
         return product
 
 
-class Saddle(Operator):
-    r"""The matrices of equality-constrained quadratic problems.
-
-    ::
-
-        K = [ H  A^T ]      with rows of A that do not count (``active`` false) replaced by  -mu_i = v_i
-        [ A   0  ]
-
-    so that batch mates with different active sets share one shape, and no dropped row makes K singular.
-
-    Args:
-        H: An :class:`Operator` or symmetric matrices, ``(B, m, m)``.
-        A: Constraint rows, ``(B, p, m)``; ``p = 0`` is allowed.
-        active: Which rows count, boolean ``(B, p)``; all unless given. The product keeps no other row of ``A``.
-
-    Raises:
-        InvalidInputError: Shapes, dtypes or devices do not match.
-
-    Example:
-        >>> K = Saddle(torch.eye(2)[None], torch.tensor([[[1.0, 1.0]]]))
-        >>> K.dense()
-        tensor([[[1., 0., 1.],
-                 [0., 1., 1.],
-                 [1., 1., 0.]]])
-        >>> K.primal_size
-        2
-    """
-
-    def __init__(self, H: Operator | Tensor, A: Tensor, active: Tensor | None = None) -> None:
-        if isinstance(H, Tensor):
-            check_tensor("Saddle(H=...)", H, "(B, m, m)", 3)
-            H = Dense(H, symmetric=True)
-        check_operator("Saddle(H=...)", H)
-        check_tensor("Saddle(A=...)", A, "(B, p, m)", 3)
-        if A.shape[0] != H.batch or A.shape[2] != H.size:
-            raise InvalidInputError(
-                f"`Saddle(A=...)` must be shaped (B, p, m) = ({H.batch}, p, {H.size}) to match H, got {tuple(A.shape)}."
-            )
-        if A.dtype != H.dtype or A.device != H.device:
-            raise InvalidInputError(
-                f"`Saddle(A=...)` must have the dtype and device of H, {H.dtype} on {H.device}, "
-                f"got {A.dtype} on {A.device}."
-            )
-        if active is not None:
-            if not isinstance(active, Tensor) or active.dtype != torch.bool or active.shape != A.shape[:2]:
-                raise InvalidInputError(
-                    f"`Saddle(active=...)` must be a boolean tensor (B, p) = {tuple(A.shape[:2])}, "
-                    f"got {_describe(active)}."
-                )
-            A = A.masked_fill(~active.unsqueeze(-1), 0)
-        self.H, self.A, self.active = H, A, active
-        self.batch, self.size = H.batch, H.size + A.shape[1]
-        self.dtype, self.device, self.symmetric = H.dtype, H.device, H.symmetric
-
-    @property
-    def primal_size(self) -> int:
-        return self.H.size
-
-    def matvec(self, u: Tensor) -> Tensor:
-        check_vectors("Saddle.matvec(u=...)", self, u)
-        return self._product(self.H.matvec, u)
-
-    def rmatvec(self, u: Tensor) -> Tensor:
-        check_vectors("Saddle.rmatvec(u=...)", self, u)
-        return self._product(self.H.rmatvec, u)
-
-    def dense(self) -> Tensor:
-        m = self.primal_size
-        matrix = torch.zeros(self.batch, self.size, self.size, dtype=self.dtype, device=self.device)
-        matrix[:, :m, :m] = self.H.dense()
-        matrix[:, m:, :m] = self.A
-        matrix[:, :m, m:] = self.A.mT
-        if self.active is not None:
-            matrix.diagonal(dim1=1, dim2=2)[:, m:] = -(~self.active).to(self.dtype)
-        return matrix
-
-    def transpose(self) -> "Saddle":
-        return self if self.symmetric else Saddle(self.H.transpose(), self.A, self.active)
-
-    def select(self, items: Tensor) -> "Saddle":
-        active = None if self.active is None else self.active[items]
-        return Saddle(self.H.select(items), self.A[items], active)
-
-    def _product(self, multiply_H: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
-        m = self.primal_size
-        y, mu = u[:, :m], u[:, m:]
-        upper = multiply_H(y) + _multiply(self.A.mT, mu)
-        lower = _multiply(self.A, y)
-        if self.active is not None:
-            dropped = ~self.active if u.ndim == 2 else ~self.active.unsqueeze(-1)
-            lower = lower - mu * dropped
-        return torch.cat([upper, lower], dim=1)
-
-
 def check_operator(where: str, operator: object) -> None:
     """Raises unless ``operator`` is an :class:`Operator`; ``where`` opens the message, as ``call(argument=...)``."""
     if not isinstance(operator, Operator):
         raise InvalidInputError(
-            f"`{where}` must be an Operator (Dense, Diagonal, MatrixFree, Saddle), got {type(operator).__name__}; "
-            f"wrap a tensor (B, s, s) in `Dense`."
+            f"`{where}` must be an Operator (DenseMatrix, DiagonalMatrix, MatrixFree, Saddle, ...), "
+            f"got {type(operator).__name__}; wrap a tensor (B, s, s) in `DenseMatrix`."
         )
 
 
@@ -404,7 +329,7 @@ def check_vectors(where: str, operator: Operator, vectors: Tensor) -> Tensor:
     shape = (operator.batch, operator.size)
     if not isinstance(vectors, Tensor) or vectors.ndim not in (2, 3) or vectors.shape[:2] != shape:
         raise InvalidInputError(
-            f"`{where}` must be a tensor (B, s) or (B, s, k) with (B, s) = {shape}, got {_describe(vectors)}."
+            f"`{where}` must be a tensor (B, s) or (B, s, k) with (B, s) = {shape}, got {describe(vectors)}."
         )
     if vectors.dtype != operator.dtype or vectors.device != operator.device:
         raise InvalidInputError(
@@ -436,9 +361,19 @@ def check_choice(where: str, value: object, choices: Sequence[str]) -> None:
 def check_tensor(where: str, tensor: object, shape: str, ndim: int) -> None:
     """Raises unless ``tensor`` has so many axes and a dtype that LAPACK knows."""
     if not isinstance(tensor, Tensor) or tensor.ndim != ndim:
-        raise InvalidInputError(f"`{where}` must be a tensor {shape}, got {_describe(tensor)}.")
+        raise InvalidInputError(f"`{where}` must be a tensor {shape}, got {describe(tensor)}.")
     if tensor.dtype not in _DTYPES:
         raise InvalidInputError(f"`{where}` must be torch.float32 or torch.float64, got {tensor.dtype}.")
+
+
+def check_order(where: str, order: object, size: int) -> None:
+    """Raises unless ``order`` is None or looks like a permutation of so many variables."""
+    if order is not None and not (
+        isinstance(order, Tensor) and order.dtype == torch.int64 and tuple(order.shape) == (size,)
+    ):
+        raise InvalidInputError(
+            f"`{where}` must be an int64 tensor ({size},), a permutation, or None, got {describe(order)}."
+        )
 
 
 def check_flag(where: str, value: object) -> None:
@@ -447,13 +382,14 @@ def check_flag(where: str, value: object) -> None:
         raise InvalidInputError(f"`{where}` must be True or False, got {value!r}.")
 
 
-def _describe(value: object) -> str:
+def describe(value: object) -> str:
+    """``value`` in a message."""
     if isinstance(value, Tensor):
         return f"{value.dtype} of shape {tuple(value.shape)}"
     return f"{value!r}" if value is None or isinstance(value, int | float | str) else type(value).__name__
 
 
-def _multiply(matrix: Tensor, vectors: Tensor) -> Tensor:
+def multiply(matrix: Tensor, vectors: Tensor) -> Tensor:
     """``matrix @ vectors`` for ``vectors`` shaped ``(B, s)`` or ``(B, s, k)``."""
     if vectors.ndim == 2:
         return (matrix @ vectors.unsqueeze(-1)).squeeze(-1)

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchddn.errors import InvalidInputError
 from torchddn.linear.operators import Operator
 
-__all__ = ["Solver"]
+__all__ = ["Solver", "as_columns"]
 
 
 class Solver(abc.ABC):
@@ -42,3 +43,13 @@ class Solver(abc.ABC):
         infinite where the solver knows nothing of ``|K^-1|``.
         """
         return torch.full_like(u[:, 0, 0], torch.inf)
+
+
+def as_columns(call: str, like: Tensor, rhs: Tensor) -> Tensor:
+    """``rhs`` as columns ``(B, s, k)``, after a check against ``like``, ``(B, s)``."""
+    if not isinstance(rhs, Tensor) or rhs.ndim not in (2, 3) or rhs.shape[:2] != like.shape:
+        raise InvalidInputError(
+            f"`{call}(rhs=...)` must be a tensor (B, s) or (B, s, k) with (B, s) = {tuple(like.shape)}, "
+            f"got {tuple(rhs.shape) if isinstance(rhs, Tensor) else rhs!r}."
+        )
+    return rhs.unsqueeze(-1) if rhs.ndim == 2 else rhs

@@ -7,12 +7,14 @@ one that :func:`choose` picks.
 from torchddn.solvers.augmented_lagrangian import AugmentedLagrangian
 from torchddn.solvers.auto import choose, get
 from torchddn.solvers.base import RUNNING, Composite, Result, Solver, solve, unroll
-from torchddn.solvers.bridges import SciPy
+from torchddn.solvers.bridges import Ipopt, SciPy
 from torchddn.solvers.descent import LBFGS, GradientDescent
+from torchddn.solvers.interior_point import InteriorPoint
 from torchddn.solvers.least_squares import GaussNewton, LevenbergMarquardt
-from torchddn.solvers.newton import SQP, Newton
+from torchddn.solvers.newton import Newton
 from torchddn.solvers.roots import Anderson, Bisection, Broyden
 from torchddn.solvers.search import StrongWolfe
+from torchddn.solvers.sqp import SQP
 from torchddn.solvers.starts import MultiStart, WarmStart
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "Composite",
     "GaussNewton",
     "GradientDescent",
+    "InteriorPoint",
+    "Ipopt",
     "LevenbergMarquardt",
     "MultiStart",
     "Newton",

@@ -2,35 +2,42 @@
 
 from torchddn.errors import InvalidInputError
 from torchddn.problem import BatchedProblem
+from torchddn.solvers.active_set_newton import Hybrid
 from torchddn.solvers.augmented_lagrangian import AugmentedLagrangian
 from torchddn.solvers.base import Composite, Solver, is_solver
-from torchddn.solvers.bridges import SciPy
+from torchddn.solvers.bridges import Ipopt, SciPy
 from torchddn.solvers.descent import LBFGS, GradientDescent
+from torchddn.solvers.interior_point import InteriorPoint
 from torchddn.solvers.least_squares import GaussNewton, LevenbergMarquardt
-from torchddn.solvers.newton import SQP, Newton
+from torchddn.solvers.newton import Newton
 from torchddn.solvers.roots import Anderson, Bisection, Broyden
+from torchddn.solvers.sqp import SQP
+from torchddn.verification import DENSE_LIMIT
 
 __all__ = ["choose", "get"]
 
-# Above this many variables and multipliers a dense Hessian costs more than the steps that it saves.
-_DENSE_SIZE = 200
 
-
-def choose(problem: BatchedProblem) -> Solver:
+def choose(problem: BatchedProblem) -> Solver | Composite:
     """Returns the solver that ``"auto"`` stands for: Newton-type while a dense matrix is cheap, first-order beyond.
+
+    With constraints that is a pair, ``"ActiveSetNewton, InteriorPoint"`` or ``"ActiveSetNewton, SQP"``: a few steps of
+    Newton's method on the active conditions, and for the items that these do not bring to a strict minimum the robust
+    solver, from their start.
 
     Example:
         >>> import torch, torchddn as ddn
         >>> ddn.argmin(lambda y, x: (y - x).square().sum(), torch.zeros(2), torch.ones(1, 2), solution=True).solver
         'Newton'
     """
-    small = problem.m + problem.p <= _DENSE_SIZE
+    small = problem.m + problem.p <= DENSE_LIMIT
     if problem.kind == "fixed_point":
         return Anderson()
     if problem.kind == "root":
         return Newton() if small else Broyden()
+    if problem.is_inequality_constrained:
+        return Hybrid(InteriorPoint()) if small else AugmentedLagrangian()
     if problem.p:
-        return SQP() if small else AugmentedLagrangian()
+        return Hybrid(SQP()) if small else AugmentedLagrangian()
     if not small:
         return LBFGS()
     return LevenbergMarquardt() if problem.has_residual else Newton()
@@ -46,6 +53,8 @@ _SOLVERS = {
         Broyden,
         GaussNewton,
         GradientDescent,
+        InteriorPoint,
+        Ipopt,
         LBFGS,
         LevenbergMarquardt,
         Newton,

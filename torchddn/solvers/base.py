@@ -16,11 +16,24 @@ from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checka
 import torch
 from torch import Tensor
 
+from torchddn.active_set import ActiveSet
 from torchddn.derivatives import inside_transform
+from torchddn.optimality import Measures
 from torchddn.problem import BatchedProblem
 from torchddn.status import Status
 
-__all__ = ["RUNNING", "Composite", "Result", "Solver", "freeze", "is_differentiated", "is_solver", "solve", "unroll"]
+__all__ = [
+    "RUNNING",
+    "Composite",
+    "Proof",
+    "Result",
+    "Solver",
+    "freeze",
+    "is_differentiated",
+    "is_solver",
+    "solve",
+    "unroll",
+]
 
 RUNNING = -1
 
@@ -29,13 +42,21 @@ Inputs = Sequence[Tensor]
 _Tree = TypeVar("_Tree")
 
 
+class Proof(NamedTuple):
+    """What a solver knows of points that are strict minima beyond doubt, every one of the batch."""
+
+    active: ActiveSet | None  # None without inequalities and bounds
+    measures: Measures
+
+
 class Result(NamedTuple):
     """What a solve returns."""
 
     y: Tensor  # (B, m)
-    nu: Tensor  # (B, p): multipliers of L = f + nu.h
+    dual: Tensor  # (B, p + q): multipliers nu, then lam, of L = f + nu.h + lam.g
     status: Tensor  # (B,) of Status
     num_steps: Tensor  # (B,)
+    proof: Proof | None = None
 
 
 @runtime_checkable
@@ -64,7 +85,16 @@ class Solver(Protocol):
         ...
 
     def finish(self, problem: BatchedProblem, x: Inputs, state: State) -> tuple[Tensor, Tensor]:
-        """``y`` and ``nu``."""
+        """``y``, ``(B, m)``, and ``dual``, ``(B, p + q)``."""
+        ...
+
+
+@runtime_checkable
+class Prover(Protocol):
+    """A solver that can vouch for its points."""
+
+    def prove(self, problem: BatchedProblem, x: Inputs, state: Any) -> Proof | None:
+        """What is known of the final points, if all of them are strict minima."""
         ...
 
 
@@ -105,7 +135,7 @@ def solve(solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: T
     solver.check(problem)
     if not len(y):
         none = torch.zeros(0, dtype=torch.int64, device=y.device)
-        return Result(y, y.new_zeros(0, problem.p), none, none)
+        return Result(y, y.new_zeros(0, problem.p + problem.q), none, none)
     if isinstance(solver, Composite):
         return solver.run(problem, x, y, solve)
     everything = state = solver.init(problem, x, y)
@@ -130,14 +160,16 @@ def solve(solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: T
         num_steps = num_steps.index_add(0, items, running.long())
         judged = torch.where(running, solver.status(part, part_x, state), status[items])
         status = status.index_copy(0, items, judged)
-    y, nu = solver.finish(problem, x, _write(everything, items, state))
-    return Result(y, nu, _final(status), num_steps)
+    everything = _write(everything, items, state)
+    y, dual = solver.finish(problem, x, everything)
+    proof = solver.prove(problem, x, everything) if isinstance(solver, Prover) else None
+    return Result(y, dual, _final(status), num_steps, proof)
 
 
 def unroll(
     solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: Tensor, num_steps: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Returns ``y`` and ``nu`` after exactly ``num_steps`` differentiable steps (None: the solver's ``max_steps``).
+    """Returns ``y`` and ``dual`` after exactly ``num_steps`` differentiable steps (None: the solver's ``max_steps``).
 
     Nothing is read, so it runs inside ``torch.func`` transforms, and nothing is frozen. An item that has converged
     goes on: its further steps move it by rounding errors only, and each brings the derivative closer to that of
@@ -147,7 +179,7 @@ def unroll(
         InvalidInputError: If the solver cannot solve problems of this kind, or has no steps to differentiate.
     """
     result = _unroll(solver, problem, x, y, num_steps=num_steps)
-    return result.y, result.nu
+    return result.y, result.dual
 
 
 def _unroll(
@@ -162,8 +194,8 @@ def _unroll(
     for _ in range(count):
         state = solver.step(problem, x, state)
         status = torch.where(status == RUNNING, solver.status(problem, x, state), status)
-    y, nu = solver.finish(problem, x, state)
-    return Result(y, nu, _final(status), torch.full_like(status, count))
+    y, dual = solver.finish(problem, x, state)
+    return Result(y, dual, _final(status), torch.full_like(status, count))
 
 
 def is_solver(candidate: object) -> "TypeGuard[Solver | Composite]":

@@ -5,11 +5,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchddn.errors import InvalidInputError
 from torchddn.problem import BatchedProblem
 
-__all__ = ["check_choice", "check_count", "check_number", "check_suits", "check_termination", "default_rtol", "far"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_number",
+    "check_suits",
+    "check_termination",
+    "default_rtol",
+    "falls_away",
+    "far",
+]
 
 _KINDS = {"minimize": "a minimum", "root": "a root", "fixed_point": "a fixed point"}
 
@@ -22,6 +32,11 @@ def default_rtol(dtype: torch.dtype) -> float:
 def far(dtype: torch.dtype) -> float:
     """How many lengths of the start away ``y`` is taken to be on its way to infinity."""
     return torch.finfo(dtype).eps ** -0.7
+
+
+def falls_away(f: Tensor) -> Tensor:
+    """Whether an objective is on its way to minus infinity: its square overflows."""
+    return f < -(torch.finfo(f.dtype).max ** 0.5)
 
 
 def check_number(solver: object, name: str, value: object, least: float = 0.0, strict: bool = False) -> None:
@@ -63,7 +78,9 @@ def check_suits(
     problem: BatchedProblem,
     *,
     kinds: Sequence[str],
-    constrained: bool = False,
+    equality: bool = False,
+    inequality: bool = False,
+    bounds: bool = False,
     residual: bool = False,
     scalar: bool = False,
 ) -> None:
@@ -73,14 +90,20 @@ def check_suits(
         solver: Whose name opens the message.
         problem: What is to be solved.
         kinds: Kinds of problem that it solves.
-        constrained: Whether it can hold equalities.
+        equality: Whether it can hold equalities.
+        inequality: Whether it can hold inequalities.
+        bounds: Whether it can hold bounds.
         residual: Whether it needs ``residual``.
         scalar: Whether it needs ``m = 1``.
     """
     if problem.kind not in kinds:
         reason = f"the problem is to find {_KINDS[problem.kind]}"
-    elif problem.p and not constrained:
+    elif problem.p and not equality:
         reason = f"the problem has {problem.p} equality constraint{'s' * (problem.p > 1)}"
+    elif problem.q and not inequality:
+        reason = f"the problem has {problem.q} inequality constraint{'s' * (problem.q > 1)}"
+    elif problem.has_bounds and not bounds:
+        reason = "the problem has bounds"
     elif residual and not problem.has_residual:
         reason = "the objective is not a sum of squares with a `residual`"
     elif scalar and problem.m != 1:
@@ -93,6 +116,8 @@ def check_suits(
 
 
 def _instead(problem: BatchedProblem) -> str:
+    if problem.is_inequality_constrained:
+        return "`InteriorPoint()`, or `AugmentedLagrangian()` for many variables"
     if problem.p:
         return "`SQP()`, or `AugmentedLagrangian()` for many variables"
     return {

@@ -86,7 +86,8 @@ class MultiStart:
         tie = torch.finfo(value.dtype).eps ** 0.5 * lowest.abs()
         first = (value <= torch.where(lowest.isfinite(), lowest + tie, lowest)).to(torch.int8).argmax(1)
         taken = first + self.num_starts * torch.arange(len(y), device=y.device)
-        return Result(*(part.index_select(0, taken) for part in result))
+        y, dual, status, num_steps, _ = result
+        return Result(*(part.index_select(0, taken) for part in (y, dual, status, num_steps)), proof=None)
 
     def _starts(self, y: Tensor) -> Tensor:
         if self.sampler is not None:

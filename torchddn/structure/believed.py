@@ -1,0 +1,163 @@
+"""The system of one backward pass as it is believed to be, and what the solve teaches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchddn.errors import InvalidInputError
+from torchddn.linear import (
+    LU,
+    Certified,
+    Declaration,
+    Dense,
+    Krylov,
+    Operator,
+    RowDeclaration,
+    Saddle,
+    SchurComplement,
+    Solver,
+    name_of,
+)
+from torchddn.linear import get as get_linear
+from torchddn.problem import BatchedProblem
+from torchddn.structure.memory import Belief, recall
+from torchddn.structure.reading import fits, read, suitable
+from torchddn.structure.search import is_formed, look
+from torchddn.structure.system import Product, System, generic
+
+__all__ = ["Believed", "check_declared", "operator"]
+
+# Up to so many unknowns a dense solve costs no more than the calls that a structured one makes: nothing is looked for.
+SMALL = 32
+
+
+class Believed:
+    """The system of one backward pass as it is believed to be, and the one that is true.
+
+    Attributes:
+        operator: K as believed.
+        truth: K itself, products only.
+        linear: The solver to try first.
+        name: The structure in words; empty for none.
+    """
+
+    def __init__(self, system: System, operator: Operator, linear: Solver, belief: Belief) -> None:
+        self.operator, self.truth, self.linear, self.name = operator, system.truth, linear, belief.name
+        self._system, self._belief = system, belief
+
+    def review(self, certified: Certified) -> tuple[str, ...]:
+        """Learns from the solve: what to say of it, a line each; usually nothing.
+
+        A structure that the true product contradicts is abandoned. One that is right and could not be solved with
+        (no Cholesky factor, too many steps) gives way to a safer method.
+        """
+        belief, expected = self._belief, name_of(self.linear)
+        if belief.is_dense:
+            return belief.notes
+        fallen = [i for i, method in enumerate(certified.method) if method not in (expected, "none")]
+        if not fallen:
+            return belief.notes
+        if belief.H is not None and (wrong := self._contradicted(fallen)):
+            said = f"the structure that was {'declared' if belief.declared else 'found'}, {self.name}, is wrong"
+            belief.abandon(is_formed(self._system), f"{said} ({wrong} of {self.operator.batch} items): abandoned")
+        elif 2 * len(fallen) > len(certified.method):
+            self._give_way(bool(certified.degenerate.any()))
+        return belief.notes
+
+    def _contradicted(self, items: list[int]) -> int:
+        """How many of the items have another K than is believed."""
+        if self.operator is self.truth:
+            return 0
+        which = torch.tensor(items, device=self.operator.device)
+        z = generic(self.operator.size, self._system.like).expand(self.operator.batch, -1).contiguous()
+        true, believed = self.truth.matvec(z)[which], self.operator.matvec(z)[which]
+        tolerance = torch.finfo(true.dtype).eps ** 0.5 * true.abs().amax(1)
+        return int(((true - believed).abs().amax(1) > tolerance).sum())
+
+    def _give_way(self, degenerate: bool) -> None:
+        """To a safer method for a structure that is right."""
+        belief = self._belief
+        if isinstance(self.linear, SchurComplement) and not self.linear.redundant and belief.A is not None:
+            belief.redundant = True
+        elif isinstance(self.linear, SchurComplement):
+            belief.eliminates = False
+        elif belief.H is None:
+            belief.H, belief.A = Dense(), Dense()
+        elif not degenerate and not isinstance(self.linear, LU):
+            belief.abandon(True, f"the structure {self.name} is right, but its fast method fails: abandoned")
+
+
+def operator(
+    problem: BatchedProblem,
+    product: Product,
+    like: Tensor,
+    *,
+    active: Tensor | None = None,
+    unmasked: Callable[[], Product] | None = None,
+    declared: Any = "auto",
+    linear: Any = "auto",
+    symmetric: bool = True,
+    rproduct: Product | None = None,
+    work: int = 0,
+) -> Believed:
+    """Returns the system of a backward pass in the form in which it is cheapest to solve.
+
+    Args:
+        problem: Whose class, code and sizes a finding is kept for.
+        product: ``K u``, ``(B, m + r)`` to the same; ``torch.func.vmap`` maps it.
+        like: A plain tensor shaped as ``u``.
+        active: Which rows count, boolean ``(B, r)``; all unless given.
+        unmasked: Makes the product in which no variable is at a bound and every row counts: a structure is looked for
+            in this one, once, so that it does not depend on what is active. The same as ``product`` unless given.
+        declared: ``"auto"``, ``"dense"``, a declaration of ``torchddn.linear`` for H, or a pair of them for H and the
+            rows, None for what is to be found.
+        linear: As for :class:`torchddn.Implicit`. A direct method that is named gets all of K, unless a structure is
+            declared; a Krylov method gets products.
+        symmetric: Whether ``K = K'``.
+        rproduct: ``K' u``, if it is not.
+        work: How many numbers a product touches; it bounds how many are taken at once.
+
+    Raises:
+        InvalidInputError: What is declared does not fit the sizes.
+    """
+    solver = get_linear(linear)
+    system = System(product, rproduct, unmasked, like, problem.m, active, symmetric, work)
+    if isinstance(solver, Krylov):
+        return Believed(system, system.truth, solver, Belief(None))
+    belief = _belief(problem, system, declared, solver is not None)
+    if not fits(system, belief):
+        belief = Belief(None)
+    matrix = read(system, belief)
+    if isinstance(solver, SchurComplement) and not isinstance(matrix, Saddle):
+        matrix = Saddle(matrix, like.new_zeros(system.batch, 0, system.m))
+    return Believed(system, matrix, solver or suitable(matrix, belief), belief)
+
+
+def _belief(problem: BatchedProblem, system: System, declared: Any, direct: bool) -> Belief:
+    if declared == "dense" or (declared == "auto" and (direct or system.size <= SMALL)):
+        return Belief(Dense(), Dense())
+    H, A = declared if isinstance(declared, tuple) else (declared, None)
+    if isinstance(H, Declaration):
+        H.check(system.m)
+    if isinstance(A, RowDeclaration):
+        A.check_rows(system.num_rows, system.m)
+    return recall(problem, system, declared, lambda: look(problem, system, declared)) or Belief(Dense(), Dense())
+
+
+def check_declared(where: str, declared: Any) -> None:
+    """Raises :class:`InvalidInputError` unless ``declared`` is one of the things :func:`operator` takes."""
+    if isinstance(declared, str) and declared in ("auto", "dense"):
+        return
+    if isinstance(declared, Declaration):
+        return
+    if isinstance(declared, tuple) and len(declared) == 2:
+        H, A = declared
+        if (H is None or isinstance(H, Declaration)) and (A is None or isinstance(A, RowDeclaration)):
+            return
+    raise InvalidInputError(
+        f"`{where}` must be 'auto', 'dense', a declaration of `torchddn.linear` (Diagonal(), Banded(bandwidth), "
+        f"BlockDiagonal(block_size), LowRank(rank), Sparse(), Dense(), Zero()) for the Hessian of the Lagrangian, or a "
+        f"pair of one for it and one (Sparse(), Dense(), Zero()) for the constraint rows, got {declared!r}."
+    )

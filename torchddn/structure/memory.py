@@ -1,0 +1,120 @@
+"""What is known of the structure of problems that have been seen, or was said of them."""
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from torchddn.linear import Declaration, Dense, RowDeclaration
+from torchddn.problem import BatchedProblem
+from torchddn.structure.system import System
+
+__all__ = ["Belief", "forget", "recall"]
+
+_MOST = 256
+
+
+@dataclasses.dataclass
+class Belief:
+    """What is known of one problem; it learns.
+
+    Attributes:
+        H: The structure of H, or of all of K (``whole``); None where only products are to be used.
+        A: The structure of the rows; None where H is, and without rows.
+        whole: Whether ``H`` describes K, rows and all.
+        redundant: Whether rows have been linearly dependent.
+        declared: Whether a person said so.
+        eliminates: Whether H can be eliminated.
+        notes: What a person should know of it.
+        probes: The vectors that read it, ``(k, m + r)``, made when first needed.
+    """
+
+    H: Declaration | None
+    A: RowDeclaration | None = None
+    whole: bool = False
+    redundant: bool = False
+    declared: bool = False
+    eliminates: bool = True
+    notes: tuple[str, ...] = ()
+    probes: Tensor | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there is no structure at all."""
+        return isinstance(self.H, Dense) and (self.A is None or isinstance(self.A, Dense))
+
+    @property
+    def name(self) -> str:
+        """The belief in words; empty for no structure."""
+        if self.H is None:
+            return "matrix-free"
+        if self.whole:
+            return f"{self.H.name} with rows"
+        if self.is_dense:
+            return ""
+        return self.H.name if self.A is None else f"{self.H.name}, rows {self.A.name}"
+
+    def abandon(self, formed: bool, note: str) -> None:
+        """Believes in nothing from now on, and says why; ``formed`` says whether K is to be formed."""
+        self.H, self.A = (Dense(), Dense()) if formed else (None, None)
+        self.whole, self.probes, self.notes = False, None, (note,)
+
+
+_beliefs: dict[Any, Belief] = {}
+_lock = threading.Lock()
+
+
+def recall(problem: BatchedProblem, system: System, declared: Any, look: Callable[[], Belief | None]) -> Belief | None:
+    """What is known of the problem from before, or what ``look`` finds now, which is kept unless it is None."""
+    key = _key(problem, system, declared)
+    belief = _beliefs.get(key)
+    if belief is not None:
+        return belief
+    belief = look()
+    if belief is not None:
+        with _lock:
+            while len(_beliefs) >= _MOST:
+                _beliefs.pop(next(iter(_beliefs)))
+            _beliefs[key] = belief
+    return belief
+
+
+def forget() -> None:
+    """Empties the memory."""
+    with _lock:
+        _beliefs.clear()
+
+
+def _key(problem: BatchedProblem, system: System, declared: Any) -> Any:
+    template = problem.template
+    code = tuple(_identity(template.function(name)) for name in ("objective", "equality", "inequality", "residual"))
+    # An option of a problem, such as which terms its objective has, may change what its derivatives look like.
+    options = tuple((name, value) for name, value in vars(template).items() if isinstance(value, (bool, int, str)))
+    sizes = (problem.layout.shapes, system.m, system.num_rows, system.like.dtype, system.like.device, system.symmetric)
+    return type(template), options, code, sizes, declared
+
+
+def _identity(function: Any, depth: int = 2) -> Any:
+    """What makes a function the same in another call: its code and that of the functions it closes over."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if isinstance(function, nn.Module):
+        return type(function)
+    function = getattr(function, "__func__", function)
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return type(function)
+    if not depth or not function.__closure__:
+        return code
+    inner = [_contents(cell) for cell in function.__closure__]
+    return code, *(_identity(each, depth - 1) for each in inner if callable(each))
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that is not assigned yet
+        return None
