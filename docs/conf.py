@@ -27,7 +27,7 @@ autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_custom_sections = ["Status", "Gradients"]
+napoleon_custom_sections = [("Status", "params_style"), "Gradients"]
 
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
