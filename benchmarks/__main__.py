@@ -4,10 +4,17 @@ import sys
 
 import torch
 
-from benchmarks import derivatives, nodes, peers
+from benchmarks import collection, constrained, derivatives, nodes, peers, structure
 from benchmarks.timing import machine
 
-BENCHMARKS = {"derivatives": derivatives.run, "nodes": nodes.run, "peers": peers.run}
+BENCHMARKS = {
+    "collection": collection.run,
+    "constrained": constrained.run,
+    "derivatives": derivatives.run,
+    "nodes": nodes.run,
+    "peers": peers.run,
+    "structure": structure.run,
+}
 
 
 def main(names: list[str]) -> None:
