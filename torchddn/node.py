@@ -369,7 +369,7 @@ class _Forward:
             verified = False
         if verified or problem.kind != "minimize":
             return y, dual, None, status, num_steps, (), None
-        found = verify(problem, y, dual, x, status)
+        found = verify(problem, y, dual, x, status, exact=solver is None)
         notes = self._report_move(found.moved)
         return found.y, found.dual, found.active, found.status, num_steps, notes, None
 

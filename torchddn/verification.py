@@ -25,6 +25,8 @@ __all__ = ["Verified", "check_answer", "verify"]
 # came without it is checked: both need a dense matrix.
 DENSE_LIMIT = 320
 _MAX_STEPS = 6
+# So many long steps in a row are a drift.
+_SUSPICIOUS = 3
 
 
 class Verified(NamedTuple):
@@ -40,7 +42,9 @@ class Verified(NamedTuple):
     moved: Tensor
 
 
-def verify(problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor], status: Tensor) -> Verified:
+def verify(
+    problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor], status: Tensor, exact: bool = False
+) -> Verified:
     """Returns the point polished, identified and judged.
 
     Args:
@@ -49,6 +53,8 @@ def verify(problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor]
         dual: Its multipliers, ``(B, p + q)``.
         x: Inputs; a solver's start last.
         status: What the solver says, ``(B,)``.
+        exact: Whether a point without a noticeable error may be taken as it is. Otherwise a step is tried anyway: where
+            the scales of variables are far apart, errors of the small ones are not noticed.
     """
     eps = torch.finfo(y.dtype).eps
     finite = y.isfinite().all(1) & dual.isfinite().all(1)
@@ -58,11 +64,13 @@ def verify(problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor]
     # A solver that gave up close to a solution has found it.
     hopeful = finite & ((error <= eps ** (1 / 3)) | (status == Status.CONVERGED))
     hopeful = hopeful & (status != Status.INFEASIBLE) & (status != Status.UNBOUNDED)
-    polished, polished_dual, active, polished_error = _polish(problem, point, multipliers, x, units, error, hopeful)
+    polished, polished_dual, active, polished_error, drifts = _polish(
+        problem, point, multipliers, x, units, error, hopeful, eps**0.85 if exact else 0.0
+    )
     moved = (polished - point).abs().amax(1) / units.length
     # What is too large to be polished is as good as its solver left it.
     enough = eps**0.5 if problem.m + dual.shape[1] <= DENSE_LIMIT else eps ** (1 / 3)
-    solved = hopeful & (polished_error <= enough)
+    solved = hopeful & (polished_error <= enough) & ~drifts
     status = torch.where(solved & (status != Status.NON_FINITE), int(Status.CONVERGED), status)
     unproved = (status == Status.CONVERGED) & ~solved
     status = torch.where(unproved & (violation > eps**0.5), int(Status.INFEASIBLE), status)
@@ -99,16 +107,19 @@ def _polish(
     units: Scales,
     error: Tensor,
     hopeful: Tensor,
-) -> tuple[Tensor, Tensor, ActiveSet, Tensor]:
-    """The best point on a few Newton steps, its multipliers, active set and error."""
+    goal: float,
+) -> tuple[Tensor, Tensor, ActiveSet, Tensor, Tensor]:
+    """The best point on a few Newton steps, with multipliers, active set, error, and whether it drifts away."""
     eps = torch.finfo(y.dtype).eps
     dense = problem.m + problem.p + problem.q <= DENSE_LIMIT
-    items = torch.nonzero(hopeful & (error > eps**0.85)).flatten() if dense else hopeful.new_zeros(0, dtype=torch.int64)
+    items = torch.nonzero(hopeful & (error > goal)).flatten() if dense else hopeful.new_zeros(0, dtype=torch.int64)
+    drifts = torch.zeros_like(hopeful)
     if len(items):
         part, part_x = (problem, x) if len(items) == len(y) else problem.select(x, items)
         own = Scales(*(unit[items] for unit in units))
         found = _newton(part, y[items], dual[items], part_x, own, error[items])
-        y, dual, error = (whole.index_copy(0, items, rows) for whole, rows in zip((y, dual, error), found, strict=True))
+        before = (y, dual, error, drifts)
+        y, dual, error, drifts = (whole.index_copy(0, items, rows) for whole, rows in zip(before, found, strict=True))
     # Errors of the point leave as much in what decides; of an unpolished one they are larger.
     weak = torch.where(error <= eps**0.5, eps**0.5, eps ** (1 / 3))
     active = identify(problem, y, dual, x, units, weak[:, None])
@@ -117,21 +128,29 @@ def _polish(
         settled = (hopeful & (error <= eps**0.5))[:, None]
         y = torch.where(settled, held.put(problem, y, x), y)
         dual = torch.where(settled & ~held.rows, 0.0, dual)
-    return y, dual, active, error
+    return y, dual, active, error, drifts
 
 
 def _newton(
     problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor], units: Scales, error: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Newton's method on the equations of the active set, which follows the signs; the best point it passes."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Newton's method on the equations of the active set, which follows the signs; the best point it passes.
+
+    And whether its steps are long and stay so: on the way to an infimum at infinity gradients vanish, in proportion to
+    the curvature.
+    """
     eps = torch.finfo(y.dtype).eps
     held = identify(problem, y, dual, x, units, eps ** (1 / 3)).held(problem)
     best = (y, dual, error)
     z = torch.cat([y, dual], dim=1)
-    for _ in range(_MAX_STEPS):
+    stride, drifts = torch.zeros_like(error), torch.ones_like(error, dtype=torch.bool)
+    for step in range(_MAX_STEPS):
+        before, stride_before = y, stride
         z = _newton_step(problem, z, x, held)
         y, dual = z[:, : problem.m], z[:, problem.m :]
         y = held.put(problem, y, x)
+        stride = (y - before).abs().amax(1) / units.length
+        drifts = drifts & (stride > eps**0.25) & (stride >= 0.9 * stride_before)
         error = kkt_error(problem, y, torch.where(held.rows, dual, 0.0), x, units)[0].nan_to_num(nan=torch.inf)
         better = error < best[2]
         best = (
@@ -142,9 +161,10 @@ def _newton(
         held_next = _follow_signs(problem, y, dual, x, units, held)
         changed = torch.stack([(a ^ b).any(1) for a, b in zip(held_next, held, strict=True) if a.shape[1]]).any(0)
         held = held_next
-        if not bool(((better | changed) & (best[2] > eps**0.85)).any()):
+        improving = (better | changed) & ((best[2] > eps**0.85) | (stride > eps**0.5))
+        if not bool((improving | (drifts & (step < _SUSPICIOUS))).any()):
             break
-    return best
+    return *best, drifts
 
 
 def _newton_step(problem: BatchedProblem, z: Tensor, x: Sequence[Tensor], held: Held) -> Tensor:

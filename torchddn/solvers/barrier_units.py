@@ -13,6 +13,7 @@ from torch import Tensor
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.barrier import Box
 from torchddn.solvers.barrier_problem import Iterate, Point, detached, is_equality, positive, violations
+from torchddn.solvers.options import default_rtol
 from torchddn.solvers.saddle import Saddle
 from torchddn.solvers.vectors import back_substitute, divide, largest, length, times
 
@@ -57,7 +58,9 @@ def measure(problem: BatchedProblem, iterate: Iterate, rtol: float, atol: float)
     # A constraint that is active with a multiplier of zero is sqrt(mu) away.
     accuracy = (tolerance / extent).clamp(max=0.1).square().clamp(min=rtol)
     mu_end = 0.03 * torch.minimum(iterate.unit, nearby * strength)
-    mu_last, mu_end = (torch.maximum(part * mu_end, eps**1.1 * iterate.unit) for part in (accuracy, rtol))
+    # The last step is tried early where little is asked for; if it fails, mu goes on to where it cannot be too early.
+    parts = accuracy**0.75, min(rtol, default_rtol(iterate.mu.dtype))
+    mu_last, mu_end = (torch.maximum(part * mu_end, eps**1.1 * iterate.unit) for part in parts)
     rounding = 16 * eps * strength * extent
     return Units(curvature, size, distance, reference, extent, strength, rounding, mu_end, mu_last, tolerance, accuracy)
 

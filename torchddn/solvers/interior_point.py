@@ -231,7 +231,11 @@ class _Outcome(NamedTuple):
             better = finite & (natural_next <= natural.clamp(min=64 * eps))
             accepted = torch.where(move.polishes, better, accepted)
             least = torch.where(better, natural_next, natural)
-            converges = move.polishes & ~violated & (least <= units.accuracy.clamp(min=eps**0.6))
+            # Before mu is as small as it gets, another step is worth its while.
+            enough = torch.where(
+                state.mu <= 2 * units.mu_end, units.accuracy.clamp(min=eps**0.6), 0.01 * units.accuracy
+            )
+            converges = move.polishes & ~violated & (least <= enough)
 
         # As long as the violation is minimized, its price is what mu is compared with.
         cost = largest(barrier.rows.rho * violation_next * positive(state.steepness))
