@@ -365,10 +365,11 @@ def run() -> str:
 
 def write_record(runs: dict[str, list[Run]], path: Path) -> None:
     """Writes what each solver made of the standard data, a line each."""
+    installed = [name for name in ("torch", "scipy", "casadi") if importlib.util.find_spec(name) is not None]
     head = {
         "command": "python -m benchmarks collection",
         "machine": machine(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PEERS},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in installed},
         "columns": ["solver", *Run._fields],
     }
     lines = [
