@@ -765,3 +765,15 @@ def test_all_names_exist_and_answers_have_their_fields():
         "method",
         "num_refinements",
     )
+
+
+@pytest.mark.parametrize("rounding", [0.0, 5.55e-17, -5.55e-17, 1e-16, 1e-12, 1e-3])
+def test_a_row_of_the_hessian_that_is_rounding_beside_the_others_is_no_unit(rounding):
+    H = torch.diag(torch.tensor([1.0, rounding, -0.7], dtype=torch.float64))[None]
+    A = torch.tensor([[[0.0, 2.8, -2.8], [0.0, -2.8, -2.8]]], dtype=torch.float64)
+    v = torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    saddle = Saddle(H, A)
+    certified = solve_certified(saddle, v)
+    assert not certified.degenerate.any()
+    expected = torch.linalg.solve(saddle.dense(), v)
+    torch.testing.assert_close(certified.solution, expected, rtol=1e-12, atol=1e-12)

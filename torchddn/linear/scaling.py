@@ -57,7 +57,12 @@ def _saddle_scale(H: Tensor, A: Tensor) -> Tensor:
     """The scale of ``[[H, A^T], [A, 0]]`` from the moduli of its blocks."""
     row_A = A.amax(2)
     size_A = row_A.amax(1, keepdim=True)
-    known = (H.amax(2) > 0) & exceeds_rounding(H.amax((1, 2)), size_A.squeeze(1), sum(A.shape[1:])).unsqueeze(1)
+    row_H, size_H = H.amax(2), H.amax((1, 2))
+    known = (row_H > 0) & exceeds_rounding(size_H, size_A.squeeze(1), sum(A.shape[1:])).unsqueeze(1)
+    # A row of H that is rounding beside the others is no unit for a variable that has one from the constraints.
+    alone = A.amax(1) == 0
+    beside = torch.maximum(size_H, size_A.squeeze(1)).unsqueeze(1)
+    known = known & (alone | exceeds_rounding(row_H, beside, sum(A.shape[1:])))
     y = torch.where(known, _symmetric_scale(H), 0)
     # A variable that H does not contain gets its unit from the constraints, and these from the other variables in
     # them; where there are none, H is rounding or zero and the same power of A on both sides keeps it so.
@@ -70,7 +75,7 @@ def _saddle_scale(H: Tensor, A: Tensor) -> Tensor:
 def exceeds_rounding(size_H: Tensor, size_A: Tensor, size: int) -> Tensor:
     """Whether ``H``, with entries up to ``size_H``, is more than the rounding of numbers of the size of ``A``.
 
-    Both are ``(B,)``, and ``size`` is that of the saddle.
+    Both of one shape, or broadcast to it; ``size`` is that of the saddle.
     """
     return size_H > CUTOFF * max(size, 10) * torch.finfo(size_H.dtype).eps * size_A
 

@@ -21,7 +21,7 @@ from torchddn.active_set import decide
 from torchddn.optimality import Held, Scales, measure_known
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, Proof, Result, Run, Solver, is_differentiated, solve
-from torchddn.solvers.expansion import value_jacobian_hessian
+from torchddn.solvers.expansion import value_and_jacobian, value_jacobian_hessian
 from torchddn.solvers.vectors import back_substitute, identity_like, is_settled, largest, times
 from torchddn.status import Status
 
@@ -29,6 +29,13 @@ __all__ = ["ActiveSetNewton", "Hybrid"]
 
 # Steps that need not bring a point closer: while the active set settles, errors may grow.
 _PATIENCE = 4
+
+# What is that close to its limit, relative to the size of y, may be active at the start.
+_NEAR = 1e-6
+
+# In units of the curvature, what the squares of the constraints weigh where the curvature is not convex; the more, the
+# fewer digits are left.
+_WEIGHTS = (2.0, 1e4)
 
 
 class _Point(NamedTuple):
@@ -74,7 +81,7 @@ class ActiveSetNewton:
     def init(self, problem: BatchedProblem, x: Inputs, y: Tensor) -> _State:
         lower, upper = problem.bounds(x)
         y = _clip(problem, x, y)
-        point = _expand(problem, x, y, y.new_zeros(y.shape[0], problem.p + problem.q))
+        point = _expand(problem, x, y, _guess_multipliers(problem, x, y))
         units = _units(point, x)
         error, violation = _errors(problem, x, point, units)
         eps = torch.finfo(y.dtype).eps
@@ -87,7 +94,7 @@ class ActiveSetNewton:
 
     def step(self, problem: BatchedProblem, x: Inputs, state: _State) -> _State:
         held = _active(problem, x, state.point)
-        y, dual, is_minimum = _newton(problem, x, state.point, held, state.num_steps)
+        y, dual, is_minimum = _newton(problem, x, state.point, held)
         point = _expand(problem, x, y, dual)
         units = _units(point, x)
         error = _errors(problem, x, point, units)[0]
@@ -164,6 +171,32 @@ class Hybrid:
         return Result(*merged, proof=None)
 
 
+def _guess_multipliers(problem: BatchedProblem, x: Inputs, y: Tensor) -> Tensor:
+    """Those of a start, ``(B, p + q)``: what balances the objective best, of the rows and variables that look free.
+
+    From the last solution these are right at once; without them, its bounds would look active or not at random.
+    """
+    p, num_rows = problem.p, problem.p + problem.q
+    if not num_rows:
+        return y.new_zeros(y.shape[0], 0)
+    values, slopes = value_and_jacobian(lambda y: problem.values(y, x), y, problem.work(x))
+    f_y, A, c = slopes[:, 0], slopes[:, 1:], values[:, 1:]
+    length = torch.maximum(largest(y), largest(x[-1]))[:, None]
+    size = torch.linalg.vector_norm(A, dim=-1)
+    size = torch.where(size > 0, size, 1.0)
+    near = c > -_NEAR * size * length
+    near[:, :p] = True
+    if problem.has_bounds:
+        lower, upper = problem.bounds(x)
+        A = A.masked_fill((torch.minimum(y - lower, upper - y) <= _NEAR * length)[:, None], 0.0)
+    A = A * (near / size)[..., None]
+    gram = A @ A.mT
+    gram.diagonal(dim1=-2, dim2=-1).add_(torch.where(near, torch.finfo(y.dtype).eps ** 0.5, 1.0))
+    dual = -back_substitute(torch.linalg.cholesky_ex(gram)[0], times(A, f_y)) * near / size
+    dual[:, p:].clamp_(min=0)
+    return dual.nan_to_num(0.0, 0.0, 0.0)
+
+
 def _expand(problem: BatchedProblem, x: Inputs, y: Tensor, dual: Tensor) -> _Point:
     weights = torch.cat([torch.ones_like(y[:, :1]), dual], dim=1)
     values, slopes, L_yy = value_jacobian_hessian(lambda y: problem.values(y, x), y, weights, problem.work(x))
@@ -216,14 +249,8 @@ def _active(problem: BatchedProblem, x: Inputs, point: _Point) -> Held:
     return Held(rows, (target < lower) | fixed, (target > upper) | fixed)
 
 
-def _newton(
-    problem: BatchedProblem, x: Inputs, point: _Point, held: Held, num_steps: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The next ``y`` and ``dual``, and whether the step is that of a strict minimum.
-
-    At the first point multipliers are not known yet. If the objective alone has no curvature there, ``y`` stays, and
-    the multipliers are those that fit it best.
-    """
+def _newton(problem: BatchedProblem, x: Inputs, point: _Point, held: Held) -> tuple[Tensor, Tensor, Tensor]:
+    """The next ``y`` and ``dual``, and whether the step is that of a strict minimum."""
     y, H, A, rhs, c = point.y, point.L_yy, point.c_y, -point.f_y, point.c
     put, stiffness = y, point.stiffness
     if problem.has_bounds:
@@ -238,9 +265,7 @@ def _newton(
         L, definite = _factor(H)
         return _clip(problem, x, put + back_substitute(L, rhs)), point.dual, definite
     d, dual, definite, independent = _saddle_step(H, A, rhs, c, held.rows, stiffness)
-    early = ~definite & (num_steps == 0)
-    y = torch.where(early[:, None], y, _clip(problem, x, put + d))
-    return y, dual, definite & independent
+    return _clip(problem, x, put + d), dual, definite & independent
 
 
 def _saddle_step(
@@ -257,14 +282,18 @@ def _saddle_step(
     kept = rows.to(H.dtype)
     A, c = A * (kept / size)[..., None], kept * c / size
     L, definite = _factor(H)
-    if not is_settled(definite):
+    weight = torch.zeros_like(stiffness)
+    for factor in _WEIGHTS:
+        if is_settled(definite):
+            break
         # Convex along the constraints is enough: their squares change neither the step nor the multipliers.
-        weight = torch.where(definite[:, None], 0.0, 2 * stiffness)
+        weight = torch.where(definite[:, None], weight, factor * stiffness)
         L_along, along = _factor(H + weight[..., None] * (A.mT @ A))
-        L, rhs = torch.where(definite[:, None, None], L, L_along), rhs - times(A.mT, weight * c)
+        L = torch.where(definite[:, None, None], L, L_along)
         definite = definite | along
-        flat = stiffness.sqrt()[..., None] * identity_like(H)
-        L = torch.where(definite[:, None, None], L, flat)
+    else:
+        L = torch.where(definite[:, None, None], L, stiffness.sqrt()[..., None] * identity_like(H))
+    rhs = rhs - times(A.mT, weight * c)
     both = torch.cholesky_solve(torch.cat([A.mT, rhs[..., None]], dim=2), L)
     S = A @ both[..., :num_rows]
     # A row that does not count is an equation of its own.
