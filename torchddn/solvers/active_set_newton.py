@@ -21,8 +21,8 @@ from torchddn.active_set import decide
 from torchddn.optimality import Held, Scales, measure_known
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, Proof, Result, Run, Solver, is_differentiated, solve
-from torchddn.solvers.expansion import value_and_jacobian, value_jacobian_hessian
-from torchddn.solvers.vectors import back_substitute, identity_like, is_settled, largest, times
+from torchddn.solvers.expansion import Expansion
+from torchddn.solvers.vectors import back_substitute, identity_like, is_settled, largest, row_sum_norm, times
 from torchddn.status import Status
 
 __all__ = ["ActiveSetNewton", "Hybrid"]
@@ -81,7 +81,7 @@ class ActiveSetNewton:
     def init(self, problem: BatchedProblem, x: Inputs, y: Tensor) -> _State:
         lower, upper = problem.bounds(x)
         y = _clip(problem, x, y)
-        point = _expand(problem, x, y, _guess_multipliers(problem, x, y))
+        point = _expand(problem, x, y, None)
         units = _units(point, x)
         error, violation = _errors(problem, x, point, units)
         eps = torch.finfo(y.dtype).eps
@@ -171,7 +171,7 @@ class Hybrid:
         return Result(*merged, proof=None)
 
 
-def _guess_multipliers(problem: BatchedProblem, x: Inputs, y: Tensor) -> Tensor:
+def _guess_multipliers(problem: BatchedProblem, x: Inputs, y: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
     """Those of a start, ``(B, p + q)``: what balances the objective best, of the rows and variables that look free.
 
     From the last solution these are right at once; without them, its bounds would look active or not at random.
@@ -179,7 +179,6 @@ def _guess_multipliers(problem: BatchedProblem, x: Inputs, y: Tensor) -> Tensor:
     p, num_rows = problem.p, problem.p + problem.q
     if not num_rows:
         return y.new_zeros(y.shape[0], 0)
-    values, slopes = value_and_jacobian(lambda y: problem.values(y, x), y, problem.work(x))
     f_y, A, c = slopes[:, 0], slopes[:, 1:], values[:, 1:]
     length = torch.maximum(largest(y), largest(x[-1]))[:, None]
     size = torch.linalg.vector_norm(A, dim=-1)
@@ -197,10 +196,13 @@ def _guess_multipliers(problem: BatchedProblem, x: Inputs, y: Tensor) -> Tensor:
     return dual.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _expand(problem: BatchedProblem, x: Inputs, y: Tensor, dual: Tensor) -> _Point:
-    weights = torch.cat([torch.ones_like(y[:, :1]), dual], dim=1)
-    values, slopes, L_yy = value_jacobian_hessian(lambda y: problem.values(y, x), y, weights, problem.work(x))
-    size = L_yy.abs().sum(-1).amax(-1, keepdim=True)
+def _expand(problem: BatchedProblem, x: Inputs, y: Tensor, dual: Tensor | None) -> _Point:
+    """What is known at ``y``; without multipliers, those that fit."""
+    at = Expansion(lambda y: problem.values(y, x), y, problem.work(x))
+    values, slopes = at.value, at.slopes
+    dual = _guess_multipliers(problem, x, y, values, slopes) if dual is None else dual
+    L_yy = at.curvature(torch.cat([torch.ones_like(y[:, :1]), dual], dim=1))
+    size = row_sum_norm(L_yy)[:, None]
     stiffness = torch.where(size == 0, 1.0, size)  # NaN where an entry of the matrix is no number
     return _Point(y, dual, values[:, 0], values[:, 1:], slopes[:, 0], slopes[:, 1:], L_yy, stiffness)
 

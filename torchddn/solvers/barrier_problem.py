@@ -16,19 +16,15 @@ from torch import Tensor
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.barrier import DAMPING, Box, Rows
 from torchddn.solvers.base import Inputs
-from torchddn.solvers.expansion import value_jacobian_hessian
-from torchddn.solvers.lagrangian import where_items
-from torchddn.solvers.vectors import is_settled, largest, times
+from torchddn.solvers.expansion import Expansion
+from torchddn.solvers.vectors import largest, times
 
 __all__ = [
     "Barrier",
     "Iterate",
     "Point",
-    "choose",
-    "detached",
     "expand",
     "is_equality",
-    "is_finite",
     "positive",
     "violations",
 ]
@@ -136,7 +132,8 @@ class Barrier(NamedTuple):
 
 def expand(problem: BatchedProblem, x: Inputs, y: Tensor, weights: Tensor, box: Box) -> Point:
     """The point, with the Hessian of ``weights . (f, c)``."""
-    values, slopes, L_yy = value_jacobian_hessian(lambda y: problem.values(y, x), y, weights.detach(), problem.work(x))
+    at = Expansion(lambda y: problem.values(y, x), y, problem.work(x))
+    values, slopes, L_yy = at.value, at.slopes, at.curvature(weights.detach())
     if box.exists:
         free = (~box.fixed).to(y.dtype)
         slopes = slopes * free[:, None]
@@ -158,21 +155,3 @@ def violations(problem: BatchedProblem, c: Tensor, steepness: Tensor) -> Tensor:
 def positive(size: Tensor) -> Tensor:
     """``size``, one where it is zero."""
     return torch.where(size > 0, size, 1.0)
-
-
-def is_finite(point: Point) -> Tensor:
-    """Whether everything about a point is, ``(B,)``."""
-    total = point.f + point.y.sum(-1) + point.c.sum(-1) + point.f_y.sum(-1)
-    return (total + point.c_y.sum((-1, -2)) + point.L_yy.sum((-1, -2))).detach().isfinite()
-
-
-def detached(point: Point) -> Point:
-    """The point without a graph."""
-    return Point(*(leaf.detach() for leaf in point))
-
-
-def choose(condition: Tensor, new: Point, old: Point) -> Point:
-    """The point ``new`` for the items for which the condition holds, ``old`` for the others."""
-    if is_settled(condition):
-        return new
-    return Point(*(where_items(condition, *pair) for pair in zip(new, old, strict=True)))

@@ -20,7 +20,7 @@ from torchddn.solvers.barrier import Box, Rows
 from torchddn.solvers.barrier_problem import Barrier, Iterate, Point, expand, is_equality, positive
 from torchddn.solvers.barrier_units import Units, natural_error
 from torchddn.solvers.base import Inputs
-from torchddn.solvers.lagrangian import where_items
+from torchddn.solvers.points import where_items
 from torchddn.solvers.saddle import Saddle
 from torchddn.solvers.vectors import is_settled, largest, length, times
 

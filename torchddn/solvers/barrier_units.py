@@ -12,10 +12,11 @@ from torch import Tensor
 
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.barrier import Box
-from torchddn.solvers.barrier_problem import Iterate, Point, detached, is_equality, positive, violations
+from torchddn.solvers.barrier_problem import Iterate, Point, is_equality, positive, violations
 from torchddn.solvers.options import default_rtol
+from torchddn.solvers.points import detached
 from torchddn.solvers.saddle import Saddle
-from torchddn.solvers.vectors import back_substitute, divide, largest, length, times
+from torchddn.solvers.vectors import back_substitute, divide, largest, length, row_sum_norm, times
 
 __all__ = ["Guess", "Units", "measure", "natural_error"]
 
@@ -41,7 +42,7 @@ def measure(problem: BatchedProblem, iterate: Iterate, rtol: float, atol: float)
     point, dual, z = iterate.point, iterate.dual, iterate.z
     eps = torch.finfo(iterate.mu.dtype).eps
     forces = point.c_y * dual[..., None]
-    size, slope = _norm(point.L_yy), length(point.f_y + forces.sum(1))
+    size, slope = row_sum_norm(point.L_yy), length(point.f_y + forces.sum(1))
     # Where y = 0 by cancellation, y itself is no scale; the length over which f changes by itself is.
     change = torch.minimum((point.f.abs() / size).sqrt(), point.f.abs() / length(point.f_y))
     reference = torch.maximum(iterate.scale, change.nan_to_num(nan=0.0, posinf=0.0))
@@ -99,7 +100,7 @@ class Guess(NamedTuple):
         eps = torch.finfo(scale.dtype).eps
         steepness = positive(length(point.c_y))
         violation = violations(problem, point.c, steepness)
-        size, slope = _norm(point.L_yy), length(point.f_y)
+        size, slope = row_sum_norm(point.L_yy), length(point.f_y)
         near = torch.maximum(torch.maximum(scale, largest(point.y)), largest(violation))
         span = _typical_length(near, slope, size)
         unit = torch.maximum(slope * span, 1e-2 * size * span.square())
@@ -143,8 +144,3 @@ def _typical_length(near: Tensor, slope: Tensor, size: Tensor) -> Tensor:
     downhill = torch.where(near > 0, torch.minimum(downhill, 100 * near), downhill)
     distance = torch.maximum(near, downhill)
     return torch.where((distance > 0) & distance.isfinite(), distance, 1.0)
-
-
-def _norm(matrix: Tensor) -> Tensor:
-    """Largest row sum of magnitudes, which bounds every eigenvalue."""
-    return matrix.detach().abs().sum(-1).amax(-1)

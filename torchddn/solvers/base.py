@@ -25,6 +25,7 @@ from torchddn.status import Status
 __all__ = [
     "RUNNING",
     "Composite",
+    "Delegate",
     "Proof",
     "Result",
     "Solver",
@@ -96,6 +97,26 @@ class Prover(Protocol):
     def prove(self, problem: BatchedProblem, x: Inputs, state: Any) -> Proof | None:
         """What is known of the final points, if all of them are strict minima."""
         ...
+
+
+class Delegate:
+    """The four methods of a solver that leaves them to another one, which it picks by the kind of problem."""
+
+    def method(self, problem: BatchedProblem) -> Any:
+        """The solver that does the work."""
+        raise NotImplementedError
+
+    def init(self, problem: BatchedProblem, x: Inputs, y: Tensor) -> Any:
+        return self.method(problem).init(problem, x, y)
+
+    def step(self, problem: BatchedProblem, x: Inputs, state: Any) -> Any:
+        return self.method(problem).step(problem, x, state)
+
+    def status(self, problem: BatchedProblem, x: Inputs, state: Any) -> Tensor:
+        return self.method(problem).status(problem, x, state)
+
+    def finish(self, problem: BatchedProblem, x: Inputs, state: Any) -> tuple[Tensor, Tensor]:
+        return self.method(problem).finish(problem, x, state)
 
 
 Run = Callable[["Solver | Composite", BatchedProblem, Inputs, Tensor], Result]

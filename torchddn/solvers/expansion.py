@@ -16,7 +16,7 @@ from torchddn.derivatives import (
 )
 from torchddn.solvers.base import is_differentiated
 
-__all__ = ["value_and_jacobian", "value_gradient_hessian", "value_jacobian_hessian"]
+__all__ = ["Expansion", "value_and_jacobian", "value_gradient_hessian"]
 
 
 def value_and_jacobian(function: Callable[[Tensor], Tensor], y: Tensor, work: int) -> tuple[Tensor, Tensor]:
@@ -43,22 +43,33 @@ def value_gradient_hessian(function: Callable[[Tensor], Tensor], y: Tensor, work
     return values[0], slope, curvature
 
 
-def value_jacobian_hessian(
-    function: Callable[[Tensor], Tensor], y: Tensor, weights: Tensor, work: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns ``F``, ``(B, r)``, ``F_y``, ``(B, r, m)``, and the Hessian of ``weights . F``, ``(B, m, m)``."""
-    if inside_transform():
-        value, slopes = function(y), jacobian(function, y, work)
-        return value, slopes, hessian(lambda y: (weights * function(y)).sum(-1), y, work)
-    keep_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaf = y.view_as(y) if keep_graph and y.requires_grad else y.detach().requires_grad_()
-        value = function(leaf)
-        slopes = dense_rows(value, leaf, work, keep_graph)
-        L_y = None
-        if value.requires_grad:
-            (L_y,) = torch.autograd.grad(value, leaf, weights, create_graph=True, allow_unused=True)
-        if L_y is None:
-            L_y = torch.zeros_like(leaf)
-        curvature = dense_rows(L_y, leaf, work, keep_graph)
-    return (value if keep_graph else value.detach()), slopes, curvature
+class Expansion:
+    """A function from ``(B, m)`` to ``(B, r)`` at ``y``, evaluated once: value, Jacobian, then Hessians of its sums.
+
+    Attributes:
+        value: ``F``, ``(B, r)``.
+        slopes: ``F_y``, ``(B, r, m)``.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], y: Tensor, work: int) -> None:
+        self._function, self._y, self._work = function, y, work
+        if inside_transform():
+            self.value, self.slopes = function(y), jacobian(function, y, work)
+            return
+        keep_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            self._leaf = y.view_as(y) if keep_graph and y.requires_grad else y.detach().requires_grad_()
+            self._value = function(self._leaf)
+            self.slopes = dense_rows(self._value, self._leaf, work, keep_graph)
+        self.value = self._value if keep_graph else self._value.detach()
+
+    def curvature(self, weights: Tensor) -> Tensor:
+        """The Hessian of ``weights . F``, ``(B, m, m)``; ``weights`` are ``(B, r)`` and do not depend on ``y``."""
+        if inside_transform():
+            return hessian(lambda y: (weights * self._function(y)).sum(-1), self._y, self._work)
+        leaf, slope = self._leaf, None
+        with torch.enable_grad():
+            if self._value.requires_grad:
+                (slope,) = torch.autograd.grad(self._value, leaf, weights, create_graph=True, allow_unused=True)
+            slope = torch.zeros_like(leaf) if slope is None else slope
+        return dense_rows(slope, leaf, self._work, torch.is_grad_enabled())

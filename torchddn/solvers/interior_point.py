@@ -41,22 +41,13 @@ from torch import Tensor
 
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.barrier import Box
-from torchddn.solvers.barrier_problem import (
-    Barrier,
-    Iterate,
-    choose,
-    expand,
-    is_equality,
-    is_finite,
-    positive,
-    violations,
-)
+from torchddn.solvers.barrier_problem import Barrier, Iterate, expand, is_equality, positive, violations
 from torchddn.solvers.barrier_step import Move, propose
 from torchddn.solvers.barrier_units import Guess, Units, measure, natural_error
 from torchddn.solvers.base import RUNNING, Inputs
-from torchddn.solvers.lagrangian import where_items
 from torchddn.solvers.newton import any_direction
 from torchddn.solvers.options import check_suits, check_termination, default_rtol, far
+from torchddn.solvers.points import choose, is_finite, where_items
 from torchddn.solvers.vectors import is_settled, largest, length, times
 from torchddn.status import Status
 

@@ -19,22 +19,28 @@ from torchddn.derivatives import gradient, value_and_gradient
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import Inputs, is_differentiated
 from torchddn.solvers.expansion import value_and_jacobian, value_gradient_hessian
-from torchddn.solvers.vectors import back_substitute, divide, identity_like, is_settled, largest, length, times
+from torchddn.solvers.points import where_items
+from torchddn.solvers.vectors import (
+    back_substitute,
+    divide,
+    identity_like,
+    is_settled,
+    largest,
+    length,
+    row_sum_norm,
+    times,
+)
 
 __all__ = [
     "Point",
     "Scales",
     "System",
-    "choose",
-    "detached",
     "expand",
     "fit_multipliers",
-    "is_finite",
     "least_curvature",
     "make_convex",
     "measure",
     "row_scales",
-    "where_items",
 ]
 
 
@@ -106,7 +112,7 @@ class Scales(NamedTuple):
 
 def measure(point: Point, scale: Tensor) -> Scales:
     """The units at a point; ``scale`` is the largest ``|y|`` so far."""
-    size, slope = _norm(point.L_yy), length(point.L_y)
+    size, slope = row_sum_norm(point.L_yy), length(point.L_y)
     # Where y = 0 by cancellation, y itself is no scale; the length over which f changes by itself is.
     change = torch.minimum((point.f.abs() / size).sqrt(), point.f.abs() / length(point.f_y))
     reference = torch.maximum(scale, change.nan_to_num(nan=0.0, posinf=0.0))
@@ -221,12 +227,6 @@ def least_curvature(system: System, w: Tensor) -> tuple[Tensor, Tensor]:
     return w, (w * times(system.curvature, w)).sum(-1)
 
 
-def is_finite(point: Point) -> Tensor:
-    """Whether everything about a point is, ``(B,)``."""
-    total = point.f + point.y.sum(-1) + point.h.sum(-1) + point.L_y.sum(-1)
-    return (total + point.h_y.sum((-1, -2)) + point.L_yy.sum((-1, -2))).detach().isfinite()
-
-
 def _distance(point: Point) -> Tensor:
     return point.h.detach() / row_scales(point.h_y)
 
@@ -243,25 +243,3 @@ def _regularize(S: Tensor) -> Tensor:
     delta = torch.finfo(S.dtype).eps ** (2 / 3) * largest(diagonal)
     delta = torch.where(delta > 0, delta, 1.0)
     return S + delta[:, None, None] * identity_like(S)
-
-
-def _norm(matrix: Tensor) -> Tensor:
-    """Largest row sum of magnitudes, which bounds every eigenvalue."""
-    return matrix.detach().abs().sum(-1).amax(-1)
-
-
-def where_items(condition: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """``new`` for the items for which the condition holds, ``old`` for the others."""
-    return torch.where(condition.reshape(-1, *[1] * (new.dim() - 1)), new, old)
-
-
-def detached(point: Point) -> Point:
-    """The point without a graph."""
-    return Point(*(leaf.detach() for leaf in point))
-
-
-def choose(condition: Tensor, new: Point, old: Point) -> Point:
-    """The point ``new`` for the items for which the condition holds, ``old`` for the others."""
-    if is_settled(condition):
-        return new
-    return Point(*(where_items(condition, *pair) for pair in zip(new, old, strict=True)))

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchddn.solvers.lagrangian import Point, detached
+from torchddn.solvers.lagrangian import Point
+from torchddn.solvers.points import detached
 from torchddn.solvers.vectors import times
 
 __all__ = ["DECREASE", "Merit", "descent", "violation"]

@@ -41,30 +41,27 @@ References:
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchddn.problem import BatchedProblem
-from torchddn.solvers.base import RUNNING, Inputs
+from torchddn.solvers.base import RUNNING, Delegate, Inputs
 from torchddn.solvers.lagrangian import (
     Point,
     Scales,
     System,
-    choose,
-    detached,
     expand,
     fit_multipliers,
-    is_finite,
     least_curvature,
     make_convex,
     measure,
-    where_items,
 )
 from torchddn.solvers.least_squares import LevenbergMarquardt
 from torchddn.solvers.merit import DECREASE, Merit
 from torchddn.solvers.options import check_suits, check_termination, default_rtol, falls_away, far
+from torchddn.solvers.points import choose, detached, is_finite, where_items
 from torchddn.solvers.stride import Stride
 from torchddn.solvers.vectors import back_substitute, divide, identity_like, is_settled, largest, length, times
 from torchddn.status import Status
@@ -216,7 +213,7 @@ class EqualitySQP:
 
 
 @dataclasses.dataclass(frozen=True)
-class Newton:
+class Newton(Delegate):
     r"""``y = argmin_y f(y)``, or ``y`` with ``F(y) = 0``, by Newton's method.
 
     Minimization: :class:`SQP` without constraints. It finds minima: saddles and maxima are left along the direction
@@ -246,19 +243,7 @@ class Newton:
     def check(self, problem: BatchedProblem) -> None:
         check_suits(self, problem, kinds=("minimize", "root", "fixed_point"))
 
-    def init(self, problem: BatchedProblem, x: Inputs, y: Tensor) -> Any:
-        return self._method(problem).init(problem, x, y)
-
-    def step(self, problem: BatchedProblem, x: Inputs, state: Any) -> Any:
-        return self._method(problem).step(problem, x, state)
-
-    def status(self, problem: BatchedProblem, x: Inputs, state: Any) -> Tensor:
-        return self._method(problem).status(problem, x, state)
-
-    def finish(self, problem: BatchedProblem, x: Inputs, state: Any) -> tuple[Tensor, Tensor]:
-        return self._method(problem).finish(problem, x, state)
-
-    def _method(self, problem: BatchedProblem) -> EqualitySQP | LevenbergMarquardt:
+    def method(self, problem: BatchedProblem) -> EqualitySQP | LevenbergMarquardt:
         method = EqualitySQP if problem.kind == "minimize" else LevenbergMarquardt
         return method(self.rtol, self.atol, self.max_steps)
 

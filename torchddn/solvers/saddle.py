@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from torchddn.solvers.base import is_differentiated
-from torchddn.solvers.lagrangian import where_items
+from torchddn.solvers.points import where_items
 from torchddn.solvers.vectors import back_substitute, identity_like, is_settled, length, times
 
 __all__ = ["Saddle"]

@@ -29,31 +29,28 @@ References:
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torchddn.problem import BatchedProblem
-from torchddn.solvers.base import RUNNING, Inputs, freeze
+from torchddn.solvers.base import RUNNING, Delegate, Inputs, freeze
 from torchddn.solvers.lagrangian import (
     Point,
     Scales,
     System,
-    choose,
-    detached,
     expand,
     fit_multipliers,
-    is_finite,
     least_curvature,
     make_convex,
     measure,
     row_scales,
-    where_items,
 )
 from torchddn.solvers.merit import Merit, descent, violation
 from torchddn.solvers.newton import EqualitySQP, any_direction
 from torchddn.solvers.options import check_suits, check_termination, default_rtol, falls_away, far
+from torchddn.solvers.points import choose, detached, is_finite, where_items
 from torchddn.solvers.quadratic import Quadratic, solve_quadratic
 from torchddn.solvers.stride import Stride
 from torchddn.solvers.vectors import divide, identity_like, is_settled, largest, length, times
@@ -67,7 +64,7 @@ _MOST_RAISES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class SQP:
+class SQP(Delegate):
     r"""``y = argmin_y f(y)`` subject to constraints of every kind, by sequential quadratic programming.
 
     Without inequalities and bounds Newton's method on the optimality conditions, made to find minima; with them, that
@@ -110,19 +107,7 @@ class SQP:
     def check(self, problem: BatchedProblem) -> None:
         check_suits(self, problem, kinds=("minimize",), equality=True, inequality=True, bounds=True)
 
-    def init(self, problem: BatchedProblem, x: Inputs, y: Tensor) -> Any:
-        return self._method(problem).init(problem, x, y)
-
-    def step(self, problem: BatchedProblem, x: Inputs, state: Any) -> Any:
-        return self._method(problem).step(problem, x, state)
-
-    def status(self, problem: BatchedProblem, x: Inputs, state: Any) -> Tensor:
-        return self._method(problem).status(problem, x, state)
-
-    def finish(self, problem: BatchedProblem, x: Inputs, state: Any) -> tuple[Tensor, Tensor]:
-        return self._method(problem).finish(problem, x, state)
-
-    def _method(self, problem: BatchedProblem) -> "EqualitySQP | _ElasticSQP":
+    def method(self, problem: BatchedProblem) -> "EqualitySQP | _ElasticSQP":
         method = _ElasticSQP if problem.is_inequality_constrained else EqualitySQP
         return method(self.rtol, self.atol, self.max_steps)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from torchddn.derivatives import inside_transform
 
-__all__ = ["back_substitute", "divide", "identity_like", "is_settled", "largest", "length", "times"]
+__all__ = ["back_substitute", "divide", "identity_like", "is_settled", "largest", "length", "row_sum_norm", "times"]
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
@@ -32,6 +32,11 @@ def largest(vector: Tensor) -> Tensor:
     """Largest magnitude in each row, ``(B,)``, for decisions; zero where there are no columns."""
     vector = vector.detach()
     return vector.abs().amax(-1) if vector.shape[-1] else vector.new_zeros(vector.shape[0])
+
+
+def row_sum_norm(matrix: Tensor) -> Tensor:
+    """Largest row sum of magnitudes, which bounds every eigenvalue, ``(B,)``, for decisions."""
+    return matrix.detach().abs().sum(-1).amax(-1)
 
 
 def divide(numerator: Tensor, denominator: Tensor) -> Tensor:
