@@ -180,6 +180,28 @@ class TestSparseRows:
         assert isinstance(gram, kind)
         torch.testing.assert_close(gram.dense(), dense @ torch.diag_embed(weights) @ dense.mT)
 
+    @pytest.mark.parametrize("seed", range(12))
+    def test_rows_of_any_lengths_and_orders_are_those_of_the_dense_matrix(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        c, m, p = 1 + seed % 4, 20, 3 + seed
+        owner = torch.randint(0, c, (p,), generator=generator)  # each row has one color, and so some have no variable
+        index = torch.full((c, m), p)
+        for k in range(c):
+            rows = (owner == k).nonzero().flatten()
+            if len(rows):
+                kept = torch.rand(m, generator=generator) < 0.8
+                chosen = rows[torch.randint(0, len(rows), (m,), generator=generator)]
+                index[k] = torch.where(kept, chosen if seed % 3 else chosen.sort().values, p)
+        A = SparseRows(random(B, c, m, seed=seed) * (index < p), index, p)
+        dense, weights, y, mu = A.dense(), random(B, m).exp(), random(B, m, 2), random(B, p, 2)
+        for part in (..., (..., 0)):
+            torch.testing.assert_close(A.matvec(y[part]), (dense @ y)[part])
+            torch.testing.assert_close(A.rmatvec(mu[part]), (dense.mT @ mu)[part])
+        torch.testing.assert_close(A.gram(weights).dense(), dense @ torch.diag_embed(weights) @ dense.mT)
+        torch.testing.assert_close(A.size(), dense.abs().amax((1, 2)))
+        one = SparseRows(A.values[:1].expand(B, -1, -1), index, p)
+        torch.testing.assert_close(one.size(), dense[:1].abs().amax((1, 2)).expand(B))
+
     def test_masks_are_those_of_the_dense_matrix(self):
         A = transport_rows(4)
         rows, columns = random(B, 7) > 0, random(B, 16) > 0
@@ -221,6 +243,45 @@ def test_it_may_be_the_block_of_a_saddle(make, redundant):
     assert set(answer.method) == {"schur"} and answer.certified.all()
     dense = torch.linalg.pinv(K.dense(), hermitian=True)
     torch.testing.assert_close(answer.solution, dense @ rhs, rtol=1e-6, atol=1e-7)
+
+
+def test_redundant_rows_that_cannot_be_formed_are_eliminated_all_the_same(monkeypatch):
+    monkeypatch.setattr("torchddn.linear.certificate._DENSE_NUMBERS", 0)
+    n = 5
+    place = torch.arange(n * n)
+    A = SparseRows(torch.ones(B, 2, n * n, dtype=torch.float64), torch.stack([place // n, n + place % n]), 2 * n)
+    K = Saddle(DiagonalMatrix(random(B, n * n).exp()), A)
+    rhs = K.matvec(random(B, K.size))
+    answer = solve_certified(K, rhs)
+    assert answer.certified.all() and set(answer.method) == {"schur"}
+    torch.testing.assert_close(K.matvec(answer.solution), rhs)
+
+
+def test_the_last_product_of_a_certificate_is_that_of_the_answer():
+    K, seen = banded(9, 1), []
+
+    def apply(u):
+        seen.append(u)
+        return K.matvec(u)
+
+    answer = solve_certified(K, random(B, 9), apply=apply)
+    assert len(seen) == 1 and seen[0] is answer.solution
+
+
+def test_a_matrix_is_made_again_once_before_anything_else_is_tried():
+    K, stale, made = banded(9, 1), banded(9, 1, seed=5), []
+
+    def again():
+        made.append(K)
+        return K
+
+    rhs = random(B, 9)
+    answer = solve_certified(stale, rhs, apply=K, again=again)
+    assert made == [K] and answer.certified.all() and set(answer.method) == {"banded"}
+    torch.testing.assert_close(answer.solution, solve_certified(K, rhs, again=again).solution)
+    assert made == [K]
+    dense = solve_certified(stale, rhs, apply=K, again=lambda: None)
+    assert dense.certified.all() and set(dense.method) == {"lu"}
 
 
 def test_a_banded_saddle_is_eliminated_although_its_diagonal_has_zeros():

@@ -19,7 +19,10 @@ from torchddn.linear import (
     solve_certified,
 )
 from torchddn.problem import Problem, bind
+from torchddn.structure.constant import Constant
 from torchddn.structure.ordering import narrowest
+from torchddn.structure.places import place
+from torchddn.structure.system import System
 
 B, M = 3, 48
 PLACE = torch.arange(M)
@@ -421,6 +424,246 @@ def test_redundant_rows_are_noticed():
     g, record = gradient(separable, x, equality=sums, adjoint=None)
     assert record.structure == "diagonal, rows sparse, 2 colors" and record.method == "schur"
     torch.testing.assert_close(g, gradient(separable, x, ddn.Implicit(structure="dense"), equality=sums)[0])
+
+
+def marginals(*sizes):
+    """The rows of the sums of a tensor of these sizes over all axes but one, ``(r, m)``."""
+    where = torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij")
+    rows = [where[axis].flatten() == i for axis, size in enumerate(sizes) for i in range(size)]
+    return torch.stack(rows).double()
+
+
+class Multiplied:
+    """``A' w`` for some w, and how many."""
+
+    def __init__(self, A):
+        self.A, self.count = A, 0
+
+    def __call__(self, w):
+        self.count += len(w)
+        return w.to(self.A.dtype) @ self.A
+
+
+SPARSE = {
+    "transport": (marginals(60, 70), 2),
+    "three marginals": (marginals(20, 21, 22), 3),
+    "differences": (torch.eye(200).diff(dim=0).double(), 2),
+    "separate": ((torch.arange(90)[:, None] == torch.arange(450) % 90).double(), 1),
+    "few": (marginals(10, 11), 2),
+    "none": (torch.zeros(60, 30, dtype=torch.float64), 0),
+    "some empty": (torch.cat([marginals(30, 40), torch.zeros(9, 1200, dtype=torch.float64)]), 2),
+}
+
+
+@pytest.mark.parametrize("A, num_colors", SPARSE.values(), ids=SPARSE)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("rows", ["in order", "shuffled"])
+def test_the_places_of_sparse_rows_are_found_with_few_products(A, num_colors, dtype, rows):
+    A = (A * random(*A.shape).sign() * (0.1 + random(*A.shape, seed=1).abs()))[
+        shuffled(len(A)) if rows == "shuffled" else slice(None)
+    ]
+    multiply = Multiplied(A.to(dtype))
+    found = place(multiply, len(A), most_colors=8)
+    assert found is not None and torch.equal(found.pattern(), A != 0)
+    assert found.color.shape == (len(A),)
+    for color in range(found.num_colors):
+        assert (A[found.color == color] != 0).sum(0).max() == 1
+    assert multiply.count <= 150
+    if rows == "in order":
+        assert found.num_colors == num_colors and multiply.count <= 90
+
+
+def test_two_rows_that_meet_again_and_again_are_told_apart_in_the_end():
+    # One variable in two rows: some of these pairs go to one bucket more than once.
+    for i in range(49):
+        A = torch.zeros(50, 1, dtype=torch.float64)
+        A[i] = A[i + 1] = 1.0
+        A = torch.cat([torch.eye(50, dtype=torch.float64), A], 1)
+        found = place(Multiplied(A), 50, most_colors=8)
+        assert found is not None and torch.equal(found.pattern(), A != 0)
+
+
+def test_rows_that_are_not_sparse_are_given_up_after_few_products():
+    for A in (random(300, 400), random(100, 50) * (random(100, 50, seed=1) > 0)):
+        multiply = Multiplied(A)
+        assert place(multiply, len(A), most_colors=8) is None and multiply.count <= 24
+
+
+def test_rows_of_too_many_colors_are_no_finding():
+    # Twelve rows in every variable.
+    A = (torch.arange(60)[:, None] % 5 == torch.arange(500) % 5).double() * (1 + random(60, 500).abs())
+    assert place(Multiplied(A), 60, most_colors=8) is None
+    assert place(Multiplied(A[:40]), 40, most_colors=7) is None
+
+
+class Sums:
+    """``K`` with a diagonal H and the row and column sums of an n x n matrix, by products that are counted."""
+
+    def __init__(self, d, n, index=None):
+        self.d, self.n, self.count = d, n, 0
+        self.index = torch.arange(2 * n) if index is None else index
+
+    def __call__(self, u):
+        self.count += 1
+        n, m = self.n, self.n**2
+        y, mu = u[..., :m], u[..., m:][..., self.index]
+        P = y.unflatten(-1, (n, n))
+        spread = mu[..., :n, None] + mu[..., None, n:]
+        sums = torch.cat([P.sum(-1), P.sum(-2)], -1)[..., self.index.argsort()]
+        return torch.cat([self.d * y + spread.flatten(-2), sums], -1)
+
+    def right_hand_side(self):
+        """One that has a solution, although the rows depend on each other."""
+        return self(random(len(self.d), self.n**2 + 2 * self.n, seed=4))
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_a_first_pass_with_many_redundant_rows_takes_few_products(n):
+    product = Sums(random(1, n**2).exp(), n, shuffled(2 * n))
+    v = product.right_hand_side()
+    product.count = 0
+    believed = structure.operator(batched(lambda y, x: y.sum(), n**2), product, v, work=2**20)
+    certified = solve_certified(believed.operator, v, apply=believed.truth, linear=believed.linear)
+    assert believed.review(certified) == () and certified.certified.all() and set(certified.method) == {"schur"}
+    assert believed.name == "diagonal, rows sparse, 2 colors" and product.count <= 120
+
+
+def test_entries_that_are_zero_in_some_items_count():
+    A = marginals(30, 25).repeat(B, 1, 1)
+    A[1:, 30:] = 0.0
+    K = bordered(torch.diag_embed(random(B, 750).exp()), A)
+    believed = system(K, 750)
+    assert believed.name == "diagonal, rows sparse, 2 colors"
+    torch.testing.assert_close(believed.operator.dense(), K)
+
+
+def test_what_is_constant_is_read_twice_and_then_remembered():
+    counts, n = [], 10
+    for i in range(4):
+        product = Sums(random(B, n**2, seed=i).exp(), n)
+        v = product.right_hand_side()
+        product.count = 0
+        believed = structure.operator(batched(lambda y, x: y.sum(), n**2), product, v, work=2**20)
+        counts.append(product.count)
+        torch.testing.assert_close(believed.operator.matvec(v), product(v))
+    assert counts[1:] == [3, 1, 1]  # a diagonal and two colors, then the diagonal alone
+
+
+def test_only_what_is_the_same_for_all_items_and_passes_is_constant():
+    products = random(2, B, 5)
+    same = products[:, :1].expand_as(products)
+    constant = Constant()
+    constant.learn(torch.full_like(same, torch.nan))  # says nothing
+    constant.learn(same)
+    assert not constant.is_known
+    constant.learn(same)
+    assert constant.is_known and torch.equal(constant.recall(B), same)
+    for first, second in ((products, same), (same, 2 * same)):
+        constant = Constant()
+        constant.learn(first)
+        constant.learn(second)
+        constant.learn(second)
+        assert constant.varies and not constant.is_known
+
+
+class Mixture(ddn.Problem):
+    """Constraints whose matrix is an attribute."""
+
+    def __init__(self, A):
+        super().__init__()
+        self.register_buffer("A", A)
+
+    def objective(self, y, x):
+        return separable(y, x)
+
+    def equality(self, y, x):
+        return self.A @ y - 1.0
+
+    def initial(self, x):
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize("factor", [2.0, 1 + 1e-7, 1 + 1e-10])
+def test_a_constant_that_changes_in_place_is_read_again(factor):
+    problem = Mixture(random(2, M))
+    node, dense = (ddn.DeclarativeNode(problem, adjoint=adjoint) for adjoint in (None, ddn.Implicit(structure="dense")))
+
+    def check():
+        x = random(B, M).requires_grad_()
+        y = node(x)
+        with ddn.diagnostics() as seen:
+            (g,) = torch.autograd.grad((y * PLACE).sum(), x)
+        (expected,) = torch.autograd.grad((dense(x) * PLACE).sum(), x)
+        torch.testing.assert_close(g, expected, rtol=1e-9, atol=1e-9)
+        assert seen.records[0].notes == () and seen.records[0].structure == "diagonal, rows dense"
+        assert seen.records[0].method == "schur"
+
+    for _ in range(3):
+        check()
+    problem.A[:, ::2] *= factor
+    for _ in range(2):
+        check()
+
+
+CONSTANT = {
+    "diagonal": (lambda y, x: 0.5 * (y - x).square().sum(), "diagonal"),
+    "tridiagonal": (lambda y, x: 0.5 * (y - x).square().sum() + 0.3 * y.diff().square().sum(), "tridiagonal"),
+    "rank 1": (lambda y, x: 0.5 * (y - x).square().sum() + 0.5 * y.mean().square() * M, "diagonal + rank 1"),
+}
+
+
+@pytest.mark.parametrize("f, name", CONSTANT.values(), ids=CONSTANT)
+@pytest.mark.parametrize("constraints", [
+    {"bounds": (-0.3, 0.3)},
+    {"equality": balanced, "bounds": (-0.3, 0.4)},
+    {"inequality": lambda y, x: torch.stack([y.sum(), -y[:9].sum()]) - 0.1},
+])  # fmt: skip
+def test_masks_change_from_pass_to_pass_over_a_constant(f, name, constraints):
+    for seed in range(5):
+        x = random(B, M, seed=seed)
+        g, record = gradient(f, x, **constraints)
+        expected, _ = gradient(f, x, ddn.Implicit(structure="dense"), **constraints)
+        torch.testing.assert_close(g, expected)
+        assert record.structure.startswith(name) and record.notes == ()
+
+
+def test_a_constant_hessian_takes_the_certificate_alone(monkeypatch):
+    node = ddn.DeclarativeNode(Problem.from_functions(CONSTANT["tridiagonal"][0], initial=lambda x: x))
+    multiply, read = System.multiply, []
+
+    def counted(self, columns):
+        read[-1] += len(columns)
+        return multiply(self, columns)
+
+    monkeypatch.setattr(System, "multiply", counted)
+    for _ in range(4):
+        x = random(B, M).requires_grad_()
+        y = node(x)
+        read.append(0)
+        y.sum().backward()
+    assert read[1:] == [3, 0, 0]
+
+
+def test_a_matrix_free_pass_that_does_not_converge_is_bounded_and_says_so(monkeypatch):
+    # A mesh without an anchor, too large for a dense matrix: singular, but there is a solution.
+    steps, m = 30, 130**2
+    monkeypatch.setattr("torchddn.linear.certificate.UNASKED_STEPS", steps)
+    monkeypatch.setattr("torchddn.structure.reading.UNASKED_STEPS", steps)
+    count = 0
+
+    def laplacian(u):
+        nonlocal count
+        count += 1
+        u = u.unflatten(-1, (130, 130))
+        return -(pad(u.diff(dim=-1), (1, 1)).diff(dim=-1) + pad(u.diff(dim=-2), (0, 0, 1, 1)).diff(dim=-2)).flatten(-2)
+
+    v = laplacian(random(1, m))
+    believed = structure.operator(batched(lambda y, x: y.sum(), m), laplacian, v, work=2**30)
+    assert believed.name == "matrix-free"
+    count = 0
+    certified = solve_certified(believed.operator, v, linear=believed.linear, apply=believed.truth)
+    assert not certified.certified.any() and certified.residual.isfinite().all()
+    assert count <= 8 * steps + 20  # two methods, each refined three times at most
 
 
 def test_the_narrowest_order_of_a_shuffled_band_is_narrow():

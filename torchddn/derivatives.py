@@ -218,6 +218,14 @@ class Linearization:
             return torch.zeros_like(self._y)
         return self._grad(self.value, self._y, v)
 
+    def vjp_and(self, v: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """:meth:`vjp`, and from the same pass what is pulled back to ``others``, leaves that the function uses."""
+        if not self.value.requires_grad:
+            return torch.zeros_like(self._y), [None] * len(others)
+        leaves = (self._y, *others)
+        product, *pulled = torch.autograd.grad(self.value, leaves, v, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(self._y) if product is None else product, pulled
+
     def jvp(self, t: Tensor) -> Tensor:
         """``K t`` of shape ``(B, r)`` for ``t`` of shape ``(B, m)``."""
         if not self.value.requires_grad:

@@ -287,10 +287,9 @@ class SolutionSystem:
                 leaves[i] = x[i].detach().requires_grad_()
             with torch.enable_grad():
                 mended = self.mend(z.detach(), constants, leaves)
-            u, K = _LinearSystem(self, transpose=not self.symmetric).solve(v, *mended, constants[0])
-            if not K.value.requires_grad:
-                return [torch.zeros_like(x[i]) for i in moving]
-            return torch.autograd.grad(K.value, [leaves[i] for i in moving], -u, materialize_grads=True)
+            moved = [leaves[i] for i in moving]
+            _, pulled = _LinearSystem(self, transpose=not self.symmetric).solve(v, *mended, constants[0], moved)
+            return [torch.zeros_like(x) if p is None else -p for x, p in zip(moved, pulled, strict=True)]
 
     def solve_linear(
         self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], transpose: bool
@@ -340,31 +339,41 @@ class _LinearSystem:
         return (self.solve(v, *self.base.mend(z, constants, x), sound)[0],)
 
     def solve(
-        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], sound: Tensor
-    ) -> tuple[Tensor, Linearization]:
-        """``u``, certified, and the linearization of R that knows K; ``sound`` is how the items were before mending."""
+        self,
+        v: Tensor,
+        z: Tensor,
+        constants: Sequence[Tensor],
+        x: Sequence[Tensor],
+        sound: Tensor,
+        leaves: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """``u``, certified, and ``u . R_x`` for ``leaves`` of ``x``; ``sound`` is how the items were before mending."""
         base, options, problem = self.base, self.base.options, self.base.problem
         v = v if base.solver.all_sound else _where_sound(sound, v)
         held, active = base.held(constants), base.active(constants)
         with timed() as file:
             K = Linearization(lambda z: base.sound_residual(z, constants, x), z, problem.work(x))
             product, transposed = (K.vjp, K.jvp) if self._by_vjp else (K.jvp, K.vjp)
+            pullback = _Pullback(K, leaves)
             believed = structure.operator(
                 problem,
                 product,
                 K.value.detach(),
                 active=None if held is None else held.rows,
+                free=~held.variables if held is not None and problem.has_bounds else None,
                 unmasked=self._unmasked(z, x, held),
                 declared=options.structure,
                 linear=options.linear,
                 symmetric=base.symmetric,
                 rproduct=None if base.symmetric else transposed,
+                witness=pullback if leaves else None,
                 work=problem.work(x),
             )
             certified = solve_certified(
                 believed.operator,
                 v,
                 apply=believed.truth,
+                again=believed.reread,
                 linear=believed.linear,
                 rtol=options.rtol,
                 on_singular=options.on_singular,
@@ -375,7 +384,7 @@ class _LinearSystem:
             findings = Findings(problem, certified, sound, active, weak, believed.operator, v, believed.name, notes)
             file(findings.record)
         findings.warn()
-        return certified.solution, K
+        return certified.solution, pullback.of(certified.solution)
 
     def residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
         v, point, inner, x = self._unpack(x)
@@ -444,6 +453,26 @@ class _LinearSystem:
     def _unpack(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
         v, *saved = x
         return (v, *self.base.split(saved))
+
+
+class _Pullback:
+    """``u K`` for the certificate, which keeps ``u . R_x`` from the same pass: the last one is for the solution."""
+
+    def __init__(self, K: Linearization, leaves: Sequence[Tensor]) -> None:
+        self._K, self._leaves = K, leaves
+        self._u: Tensor | None = None
+        self._pulled: Sequence[Tensor | None] = ()
+
+    def __call__(self, u: Tensor) -> Tensor:
+        product, self._pulled = self._K.vjp_and(u, self._leaves)
+        self._u = u
+        return product
+
+    def of(self, u: Tensor) -> Sequence[Tensor | None]:
+        """``u . R_x`` for each leaf, None for zero."""
+        if self._leaves and self._u is not u:
+            self(u)
+        return self._pulled
 
 
 def _where_sound(sound: Tensor, v: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor
 from torchddn.errors import InvalidInputError, SingularError
 from torchddn.linear.auto import choose, get, name_of
 from torchddn.linear.direct import LU, Elementwise, LeastSquares
-from torchddn.linear.krylov import GMRES, MINRES, Krylov
+from torchddn.linear.krylov import GMRES, MINRES, UNASKED_STEPS, Krylov
 from torchddn.linear.operators import (
     DenseMatrix,
     DiagonalMatrix,
@@ -40,6 +40,7 @@ from torchddn.linear.operators import (
     check_operator,
     check_vectors,
 )
+from torchddn.linear.schur import SchurComplement
 from torchddn.linear.solver import Solver
 
 __all__ = ["Certified", "default_rtol", "solve_certified"]
@@ -112,6 +113,7 @@ def solve_certified(
     rhs: Tensor,
     *,
     apply: Operator | Callable[[Tensor], Tensor] | None = None,
+    again: Callable[[], Operator | None] | None = None,
     linear: str | Solver = "auto",
     rtol: float | None = None,
     rcond: float | None = None,
@@ -129,6 +131,7 @@ def solve_certified(
         rhs: ``v``, ``(B, s)`` or ``(B, s, k)``.
         apply: The true product ``K u`` if it may differ from the operator's: a function of ``(B, s)``, or an
             :class:`Operator`. Where both disagree, the dense matrix is made of this one.
+        again: Makes ``K`` anew if the first attempt is not certified, for another one; None for nothing better.
         linear: A word that :func:`torchddn.linear.get` knows, or a linear solver.
         rtol: Largest residual of a certified item; :func:`default_rtol` unless given.
         rcond: Rank cutoff of the least-squares rung, see :class:`LeastSquares`.
@@ -186,14 +189,18 @@ def solve_certified(
         last = LeastSquares(solver.rcond if rcond is None else rcond, solver.primal_size or m)
         ladder = _Ladder(system, m)
     else:
-        state, answer = _attempt(system, solver)
-        residual = _relative(answer.r, system.rhs)
-        certified = answer.sound & (residual <= rtol)
-        if bool(certified.all()):  # the one wait for the device
-            no = ~certified
-            method = (name_of(solver),) * operator.batch
-            solution = (answer.u * scale).view_as(rhs)
-            return Certified(solution, residual, certified, no, no, method, answer.num_refinements)
+        for makes in (again, None):
+            state, answer, solution = _first_attempt(system, solver, scale, rhs)
+            residual = _relative(answer.r, system.rhs)
+            certified = answer.sound & (residual <= rtol)
+            if bool(certified.all()):  # the one wait for the device
+                no = ~certified
+                method = (name_of(solver),) * operator.batch
+                return Certified(solution, residual, certified, no, no, method, answer.num_refinements)
+            better = makes() if makes is not None else None
+            if better is None:
+                break
+            system = system._replace(operator=better)
         ladder = _Ladder(system, m)
         ladder.keep(solver, state, answer)
     ladder.descend(solver, last, on_singular, damping)
@@ -232,9 +239,13 @@ class _Ladder:
             return
         matrix, agrees = self._materialize(items)
         if matrix is None:
-            for solver in (MINRES(), GMRES()) if self._system.operator.symmetric else (GMRES(),):
+            operator, truth = self._system.operator, self._system.truth
+            if isinstance(first, SchurComplement) and not first.redundant:
+                self._rung(SchurComplement(redundant=True), operator.select(items), items)
+            symmetric = (MINRES(max_steps=UNASKED_STEPS),) if operator.symmetric else ()
+            for solver in (*symmetric, GMRES(max_steps=UNASKED_STEPS)):
                 if type(solver) is not type(first):
-                    self._rung(solver, self._system.truth.select(items), items)
+                    self._rung(solver, truth.select(items), items)
             return
         if agrees:  # or else the bound of the first answer is one for another matrix
             self._certified[items] = self._bounded[items]
@@ -331,15 +342,31 @@ class _Ladder:
         return (_dense(truth.dense()[items], operator.symmetric, self._m) if affordable else None), False
 
 
+def _first_attempt(system: _System, solver: Solver, scale: Tensor, rhs: Tensor) -> tuple[Any, _Answer, Tensor]:
+    """:func:`_attempt`, and its answer in the units and shape of ``rhs``.
+
+    The true product is that of the very tensor which is returned: whoever made the product may have found what it needs
+    that tensor for.
+    """
+    state, u, sound = _solve(system, solver)
+    solution = (u * scale).view_as(rhs)
+    K_u = system.truth.matvec(solution).view_as(u) / scale
+    return state, _Answer(u, system.rhs - K_u, sound, torch.zeros_like(sound, dtype=torch.int64)), solution
+
+
 def _attempt(system: _System, solver: Solver) -> tuple[Any, _Answer]:
+    state, u, sound = _solve(system, solver)
+    return state, _Answer(u, system.rhs - system.truth.matvec(u), sound, torch.zeros_like(sound, dtype=torch.int64))
+
+
+def _solve(system: _System, solver: Solver) -> tuple[Any, Tensor, Tensor]:
     state = solver.init(system.operator)
     u = solver.solve(state, system.rhs)
     sound = solver.sound(state)
     if system.rcond is not None and hasattr(state, "rcond"):
         # The estimate is right to a small factor: what may lie below the cutoff is for LeastSquares to decide.
         sound = sound & (state.rcond > 3 * system.rcond)
-    num_refinements = torch.zeros_like(sound, dtype=torch.int64)
-    return state, _Answer(u, system.rhs - system.truth.matvec(u), sound, num_refinements)
+    return state, u, sound
 
 
 def _refine(
@@ -396,7 +423,7 @@ def _relative(r: Tensor, rhs: Tensor) -> Tensor:
 
 def _size(columns: Tensor) -> Tensor:
     """The power of two below the largest entry of each column, ``(B, 1, k)``; one for a column of zeros."""
-    largest = torch.linalg.vector_norm(columns, torch.inf, dim=1, keepdim=True)
+    largest = columns.abs().amax(1, keepdim=True)  # ten times faster than the same norm
     scale = largest.clamp(min=torch.finfo(columns.dtype).tiny).log2().floor().exp2()
     return torch.where(largest > 0, scale, 1)
 

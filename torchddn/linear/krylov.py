@@ -34,6 +34,10 @@ __all__ = ["CG", "GMRES", "MINRES", "Krylov", "KrylovSolution", "KrylovState", "
 # Reading "is anything still running" waits for an accelerator; the steps in between cost frozen items nothing but time.
 _STEPS_PER_CHECK = 8
 
+# Steps of a method that nobody asked for, where a matrix is too large to be formed: what takes more, as a singular
+# matrix with small eigenvalues does, is reported and not waited for.
+UNASKED_STEPS = 500
+
 
 class KrylovState(NamedTuple):
     """Nothing is factored: the state is the operator."""

@@ -13,10 +13,11 @@ diagonal H, which is one product and a division.
 *Found* (``search``): at the first backward pass of a problem, hypotheses are tested in the order of their price. A few
 products read H as if it were diagonal, in blocks, banded, diagonal plus low rank; one product with a generic vector
 tells whether it is. If it is none of these and m is moderate, its pattern tells the order of least bandwidth
-(``ordering``) and the colors. The items of the batch count together. What is found is kept for the problem's class,
-code and sizes (``memory``).
+(``ordering``) and the colors. Where rows of constraints have entries takes a few dozen products (``places``). The items
+of the batch count together. What is found is kept for the problem's class, code and sizes (``memory``).
 
-*Read* (``reading``): at every backward pass the numbers are read again, in one call with all vectors at once.
+*Read* (``reading``): at every backward pass the numbers are read again, in one call with all vectors at once, but for
+those that were the same for all items and in two passes (``constant``).
 
 *Verified*: the answer of every solve is certified with the true product, and a structure that fails is abandoned for
 good. So a finding that does not hold for other data costs one dense solve, and never correctness.

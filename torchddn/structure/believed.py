@@ -13,6 +13,7 @@ from torchddn.linear import (
     Declaration,
     Dense,
     Krylov,
+    MatrixFree,
     Operator,
     RowDeclaration,
     Saddle,
@@ -38,14 +39,27 @@ class Believed:
 
     Attributes:
         operator: K as believed.
-        truth: K itself, products only.
+        truth: K itself, products only, for the certificate.
         linear: The solver to try first.
         name: The structure in words; empty for none.
     """
 
     def __init__(self, system: System, operator: Operator, linear: Solver, belief: Belief) -> None:
-        self.operator, self.truth, self.linear, self.name = operator, system.truth, linear, belief.name
+        self.operator, self.truth, self.linear, self.name = operator, system.witness, linear, belief.name
         self._system, self._belief = system, belief
+
+    def reread(self) -> Operator | None:
+        """K again, without what is remembered of it, if that was wrong; for a solve that is not certified."""
+        belief = self._belief
+        if belief.H is None or not any(constant.is_known for constant in belief.constants):
+            return None
+        fresh = read(self._system, belief, remembers=False)
+        if _agree(fresh, self.operator, self._z, 0.75).all():
+            return None
+        for constant in belief.constants:
+            constant.forget()
+        self.operator = fresh
+        return fresh
 
     def review(self, certified: Certified) -> tuple[str, ...]:
         """Learns from the solve: what to say of it, a line each; usually nothing.
@@ -68,13 +82,13 @@ class Believed:
 
     def _contradicted(self, items: list[int]) -> int:
         """How many of the items have another K than is believed."""
-        if self.operator is self.truth:
+        if isinstance(self.operator, MatrixFree):
             return 0
-        which = torch.tensor(items, device=self.operator.device)
-        z = generic(self.operator.size, self._system.like).expand(self.operator.batch, -1).contiguous()
-        true, believed = self.truth.matvec(z)[which], self.operator.matvec(z)[which]
-        tolerance = torch.finfo(true.dtype).eps ** 0.5 * true.abs().amax(1)
-        return int(((true - believed).abs().amax(1) > tolerance).sum())
+        return int((~_agree(self._system.truth, self.operator, self._z, 0.5)[items]).sum())
+
+    @property
+    def _z(self) -> Tensor:
+        return generic(self.operator.size, self._system.like).expand(self.operator.batch, -1).contiguous()
 
     def _give_way(self, degenerate: bool) -> None:
         """To a safer method for a structure that is right."""
@@ -89,17 +103,26 @@ class Believed:
             belief.abandon(True, f"the structure {self.name} is right, but its fast method fails: abandoned")
 
 
+def _agree(true: Operator, believed: Operator, z: Tensor, digits: float) -> Tensor:
+    """Which items have the same product with a generic vector, to that part of the digits, ``(B,)``."""
+    product = true.matvec(z)
+    difference = (product - believed.matvec(z)).abs().amax(1)
+    return ~(difference > torch.finfo(z.dtype).eps ** digits * product.abs().amax(1))
+
+
 def operator(
     problem: BatchedProblem,
     product: Product,
     like: Tensor,
     *,
     active: Tensor | None = None,
+    free: Tensor | None = None,
     unmasked: Callable[[], Product] | None = None,
     declared: Any = "auto",
     linear: Any = "auto",
     symmetric: bool = True,
     rproduct: Product | None = None,
+    witness: Product | None = None,
     work: int = 0,
 ) -> Believed:
     """Returns the system of a backward pass in the form in which it is cheapest to solve.
@@ -109,6 +132,7 @@ def operator(
         product: ``K u``, ``(B, m + r)`` to the same; ``torch.func.vmap`` maps it.
         like: A plain tensor shaped as ``u``.
         active: Which rows count, boolean ``(B, r)``; all unless given.
+        free: Which variables are at no bound, boolean ``(B, m)``; all unless given.
         unmasked: Makes the product in which no variable is at a bound and every row counts: a structure is looked for
             in this one, once, so that it does not depend on what is active. The same as ``product`` unless given.
         declared: ``"auto"``, ``"dense"``, a declaration of ``torchddn.linear`` for H, or a pair of them for H and the
@@ -117,13 +141,15 @@ def operator(
             declared; a Krylov method gets products.
         symmetric: Whether ``K = K'``.
         rproduct: ``K' u``, if it is not.
+        witness: ``K u`` for the certificate, where the caller makes more of it than of a product; the answer, if the
+            first attempt is certified, is the very tensor that it was last called with.
         work: How many numbers a product touches; it bounds how many are taken at once.
 
     Raises:
         InvalidInputError: What is declared does not fit the sizes.
     """
     solver = get_linear(linear)
-    system = System(product, rproduct, unmasked, like, problem.m, active, symmetric, work)
+    system = System(product, rproduct, unmasked, like, problem.m, active, free, symmetric, work, witness)
     if isinstance(solver, Krylov):
         return Believed(system, system.truth, solver, Belief(None))
     belief = _belief(problem, system, declared, solver is not None)

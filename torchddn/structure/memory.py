@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torchddn.linear import Declaration, Dense, RowDeclaration
 from torchddn.problem import BatchedProblem
+from torchddn.structure.constant import Constant
 from torchddn.structure.system import System
 
 __all__ = ["Belief", "forget", "recall"]
@@ -29,7 +30,9 @@ class Belief:
         declared: Whether a person said so.
         eliminates: Whether H can be eliminated.
         notes: What a person should know of it.
-        probes: The vectors that read it, ``(k, m + r)``, made when first needed.
+        probes: The vectors that read H, or K as a whole, and the rows, ``(k, m + r)`` each, made when first needed.
+        constant_H: H, if it never changes.
+        constant_A: The rows, if they never change.
     """
 
     H: Declaration | None
@@ -39,7 +42,9 @@ class Belief:
     declared: bool = False
     eliminates: bool = True
     notes: tuple[str, ...] = ()
-    probes: Tensor | None = None
+    probes: tuple[Tensor, ...] = ()
+    constant_H: Constant = dataclasses.field(default_factory=Constant)
+    constant_A: Constant = dataclasses.field(default_factory=Constant)
 
     @property
     def is_dense(self) -> bool:
@@ -57,10 +62,15 @@ class Belief:
             return ""
         return self.H.name if self.A is None else f"{self.H.name}, rows {self.A.name}"
 
+    @property
+    def constants(self) -> tuple[Constant, Constant]:
+        """What may never change, in the order of the probes."""
+        return self.constant_H, self.constant_A
+
     def abandon(self, formed: bool, note: str) -> None:
         """Believes in nothing from now on, and says why; ``formed`` says whether K is to be formed."""
         self.H, self.A = (Dense(), Dense()) if formed else (None, None)
-        self.whole, self.probes, self.notes = False, None, (note,)
+        self.whole, self.probes, self.notes = False, (), (note,)
 
 
 _beliefs: dict[Any, Belief] = {}

@@ -8,44 +8,60 @@ from torchddn.linear import (
     GMRES,
     LU,
     MINRES,
+    Banded,
     BandedMatrix,
     DenseMatrix,
+    Diagonal,
+    DiagonalMatrix,
     MatrixFree,
     Operator,
     Saddle,
     SchurComplement,
     Solver,
+    Sparse,
+    SparseRows,
     Zero,
     choose,
 )
+from torchddn.linear.krylov import UNASKED_STEPS
 from torchddn.structure.memory import Belief
+from torchddn.structure.places import Placed
 from torchddn.structure.system import System
 
-__all__ = ["fits", "read", "read_dense", "suitable"]
+__all__ = ["fits", "read", "suitable"]
 
 # Numbers in a batch of matrices that are held: above, there are products only.
 _NUMBERS = 2**28
 
 
-def read(system: System, belief: Belief) -> Operator:
-    """K as the belief says it looks."""
+def read(system: System, belief: Belief, remembers: bool = True) -> Operator:
+    """K as the belief says it looks; what never changes is not read again if it ``remembers``."""
     H, A, m = belief.H, belief.A, system.m
     if H is None:
         return system.truth
     if belief.is_dense:
         return read_dense(system)
-    if belief.probes is None:
+    if not belief.probes:
         belief.probes = _probes(system, belief)
-    products = system.multiply(belief.probes)
     if belief.whole:
-        whole = H.operator(products, True)
+        whole = H.operator(system.multiply(belief.probes[0]), True)
         assert isinstance(whole, BandedMatrix)
         return BandedMatrix(whole.band, True, whole.order, m)
+    # Of H and of the rows, what is remembered is not read.
+    constants = belief.constants if A is not None else belief.constants[:1]
+    known = [remembers and constant.is_known for constant in constants]
+    products = iter(_products(system, [p for p, k in zip(belief.probes, known, strict=True) if not k]))
+    parts = [
+        constant.recall(system.batch) if k else next(products) for constant, k in zip(constants, known, strict=True)
+    ]
+    if remembers:
+        _learn(system, belief, parts)
+    block = H.operator(parts[0], system.symmetric)
+    block = _masked(block, system.free) if known[0] else block
     if A is None:
-        return H.operator(products, system.symmetric)
-    num_H = len(H.probes(m, system.like))
-    block = H.operator(products[:num_H, :, :m], system.symmetric)
-    return Saddle(block, A.rows(products[num_H:, :, :m], system.num_rows), system.active)
+        return block
+    rows = A.rows(parts[1], system.num_rows)
+    return Saddle(block, _without_columns(rows, system.free) if known[1] else rows, system.active)
 
 
 def read_dense(system: System) -> Operator:
@@ -62,6 +78,8 @@ def fits(system: System, belief: Belief) -> bool:
         return True
     if belief.is_dense or not belief.eliminates:
         return B * system.size**2 <= _NUMBERS
+    if isinstance(belief.H, Diagonal) and isinstance(belief.A, Placed | Sparse):
+        return B * (r**2 + belief.A.num_colors * m) <= _NUMBERS  # eliminated without forming its rows
     return B * r * (r + m) <= _NUMBERS
 
 
@@ -70,7 +88,7 @@ def suitable(operator: Operator, belief: Belief) -> Solver:
     if isinstance(operator, MatrixFree):
         # More steps than that cost more than forming K, where that is possible.
         affordable = operator.batch * operator.size**2 <= _NUMBERS
-        max_steps = max(20, operator.size // 4) if affordable else None
+        max_steps = max(20, operator.size // 4) if affordable else UNASKED_STEPS
         return MINRES(max_steps=max_steps) if operator.symmetric else GMRES(max_steps=max_steps)
     solver = choose(operator)
     if isinstance(solver, SchurComplement) and not belief.is_dense:
@@ -80,12 +98,57 @@ def suitable(operator: Operator, belief: Belief) -> Solver:
     return solver
 
 
-def _probes(system: System, belief: Belief) -> Tensor:
+# Structures of H of which the rows and columns of variables at a bound are known without a product.
+_MASKABLE = (Diagonal, Banded)
+
+
+def _products(system: System, probes: list[Tensor]) -> list[Tensor]:
+    """The upper part of the products with several groups of vectors, taken together, ``(k, B, m)`` each."""
+    if not probes:
+        return []
+    products = system.multiply(torch.cat(probes) if len(probes) > 1 else probes[0])[:, :, : system.m]
+    return list(products.split([len(group) for group in probes]))
+
+
+def _learn(system: System, belief: Belief, parts: list[Tensor]) -> None:
+    """Looks whether the products of a pass, without masks, are those of the last one."""
+    for i, (part, probes, constant) in enumerate(zip(parts, belief.probes, belief.constants, strict=False)):
+        maskable = i > 0 or system.free is None or isinstance(belief.H, _MASKABLE)
+        if constant.is_known or constant.varies or not maskable:
+            continue
+        if not system.is_masked:
+            constant.learn(part)
+        elif i:
+            constant.learn(system.multiply_rows(probes[:, system.m :]))
+        else:
+            constant.learn(system.multiply_H(probes[:, : system.m]))
+
+
+def _masked(H: Operator, free: Tensor | None) -> Operator:
+    """H with the rows and columns of the identity for variables that are not ``free``, ``(B, m)``."""
+    if free is None:
+        return H
+    if isinstance(H, DiagonalMatrix):
+        return DiagonalMatrix(torch.where(free, H.d, 1))
+    assert isinstance(H, BandedMatrix), "what is remembered can be masked"
+    w = H.band.shape[1] // 2
+    free = free if H.order is None else free[:, H.order]
+    both = free.unsqueeze(1) & pad(free, (w, w)).unfold(1, H.size, 1)
+    band = torch.where(both, H.band, 0)
+    band[:, w] = torch.where(free, band[:, w], 1)
+    return BandedMatrix(band, H.symmetric, H.order)
+
+
+def _without_columns(A: Tensor | SparseRows, free: Tensor | None) -> Tensor | SparseRows:
+    if free is None:
+        return A
+    return A.masked(None, free) if isinstance(A, SparseRows) else torch.where(free.unsqueeze(1), A, 0)
+
+
+def _probes(system: System, belief: Belief) -> tuple[Tensor, ...]:
     H, A, m, r = belief.H, belief.A, system.m, system.num_rows
     assert H is not None
     if belief.whole:
-        return H.probes(system.size, system.like)
-    parts = [pad(H.probes(m, system.like), (0, r))]
-    if A is not None:
-        parts.append(pad(A.row_probes(r, system.like), (m, 0)))
-    return torch.cat(parts)
+        return (H.probes(system.size, system.like),)
+    probes_H = pad(H.probes(m, system.like), (0, r))
+    return (probes_H,) if A is None else (probes_H, pad(A.row_probes(r, system.like), (m, 0)))

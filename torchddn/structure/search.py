@@ -20,15 +20,20 @@ from torchddn.linear import (
     Declaration,
     Dense,
     Diagonal,
+    DiagonalMatrix,
     LowRank,
     Operator,
     RowDeclaration,
+    Saddle,
+    SchurComplement,
     Sparse,
+    SparseRows,
     Zero,
 )
 from torchddn.problem import BatchedProblem
 from torchddn.structure.memory import Belief
 from torchddn.structure.ordering import narrowest
+from torchddn.structure.places import Placed, place
 from torchddn.structure.system import System, generic
 
 __all__ = ["is_formed", "look"]
@@ -58,10 +63,11 @@ _BAND_WORK = 8
 _LARGEST_SPARSE = 512
 _MOST_COLORS = 8
 
-# How many probes a look takes together, how many items it samples for dependent rows, and up to how many rows.
+# How many probes a look takes together, unless their products are more numbers than this, and how many items it samples
+# for dependent rows.
 _CHUNK = 64
+_CHUNK_NUMBERS = 2**22
 _SAMPLE = 4
-_MOST_RANKED = 512
 
 
 def is_formed(system: System) -> bool:
@@ -152,28 +158,30 @@ class _View:
     def find_A(self, sparse: bool) -> RowDeclaration:
         """The structure of the rows; ``sparse`` says that somebody declared that they are."""
         system = self._system
-        r = system.num_rows
-        if not sparse and (r > _LOOKED_AT or r * system.work > _LOOK_WORK_A):
-            return Dense()
-        eye = torch.eye(r, dtype=system.like.dtype, device=system.like.device)
-        pattern, sample = [], []
-        for probes in eye.split(_CHUNK):
-            products = system.multiply_rows(probes)
-            sample.append(products[:, :_SAMPLE])
-            size = products.abs()
-            largest = size.amax((0, 2)).nan_to_num(0.0)
-            pattern.append((size > _eps(products) * largest.unsqueeze(1)).any(1))
-        self.redundant = self._is_redundant(torch.cat(sample).movedim(0, 1))
-        found = Sparse(torch.cat(pattern).cpu())
-        if found.pattern is None or not found.pattern.any():
+        r, like = system.num_rows, system.like
+        # Entries may be zero in some items: generic weights make one matrix of all that is zero where all are.
+        weights = torch.where(self._finite, 1 + generic(system.batch, like).abs(), 0)
+
+        def multiply(w: Tensor) -> Tensor:
+            products = (system.multiply_rows(part).nan_to_num(0.0, 0.0, 0.0) for part in self._parts(w.to(like)))
+            return torch.cat([torch.einsum("kbm,b->km", part, weights) for part in products]).cpu()
+
+        found = place(multiply, r, r if sparse else min(_MOST_COLORS, r - 1))
+        if found is not None and not found.num_colors:
             return Zero()
-        return found if sparse or found.num_colors <= min(_MOST_COLORS, r - 1) else Dense()
+        if found is not None and (sparse or self._explains_rows(found.to(like.device))):
+            found = found.to(like.device)
+            self.redundant = self._is_redundant(found)
+            return found
+        if r <= _LOOKED_AT and r * system.work <= _LOOK_WORK_A:
+            self.redundant = self._is_redundant(Dense())
+        return Dense()
 
     def pattern_H(self) -> Tensor:
         """Where H is not zero in some item, boolean ``(m, m)``."""
         eye = torch.eye(self._system.m, dtype=self._system.like.dtype, device=self._system.like.device)
         rows = []
-        for probes in eye.split(_CHUNK):
+        for probes in self._parts(eye):
             products = self._multiply_H(probes)
             rows.append((products.abs() > _eps(products) * self._scale.unsqueeze(1)).any(1).cpu())
         pattern = torch.cat(rows).mT  # a product is a column
@@ -182,13 +190,14 @@ class _View:
     def banded_whole(self, belief: Belief) -> Belief:
         """The belief that takes K as one banded matrix, where that is cheaper than what there is, or all there is."""
         system, H, A = self._system, belief.H, belief.A
-        if H is None or not isinstance(A, Sparse) or A.pattern is None or system.size > _LOOKED_AT:
+        if H is None or not isinstance(A, Placed) or system.size > _LOOKED_AT:
             return belief
         within, m, s = H.occupied(system.m), system.m, system.size
         if within is None:
             return belief
         pattern = torch.zeros(s, s, dtype=torch.bool)
-        pattern[:m, :m], pattern[m:, :m], pattern[:m, m:] = within, A.pattern, A.pattern.mT
+        pattern[:m, :m], pattern[m:, :m] = within, A.pattern()
+        pattern[:m, m:] = pattern[m:, :m].mT
         order, width = narrowest(pattern)
         singular = self._is_singular(H)
         by_rows = s**3 / 3 if singular else system.num_rows**3 / 3 + system.num_rows * m
@@ -218,6 +227,10 @@ class _View:
             return None
         return system.multiply_H(torch.eye(system.m, dtype=system.like.dtype, device=system.like.device))
 
+    def _parts(self, probes: Tensor) -> tuple[Tensor, ...]:
+        """Probes whose products are held together."""
+        return probes.split(max(1, min(_CHUNK, _CHUNK_NUMBERS // (self._system.batch * self._system.m))))
+
     def _multiply_H(self, probes: Tensor) -> Tensor:
         if self._formed is None:
             return self._system.multiply_H(probes)
@@ -227,22 +240,39 @@ class _View:
         """Whether H, read as declared, has a zero on its diagonal: elimination would fail."""
         return bool((self._read(H).diagonal()[self._finite] == 0).any())
 
-    def _is_redundant(self, rows: Tensor) -> bool:
-        """Whether the rows that count in a few items are dependent; ``rows`` is ``(b, r, m)``."""
-        active = self._system.active
-        if rows.shape[1] > _MOST_RANKED:
-            return False
-        if active is not None:
-            rows = rows * active[: len(rows)].unsqueeze(2)
-        rows = torch.nn.functional.normalize(rows.nan_to_num(0.0, 0.0, 0.0), dim=2)
-        present = (rows != 0).any(2).sum(1)
-        return bool((torch.linalg.matrix_rank(rows @ rows.mT, hermitian=True) < present).any())
+    def _is_redundant(self, declaration: RowDeclaration) -> bool:
+        """Whether the rows that count in a few items, read as declared, are dependent."""
+        system = self._system
+        items = self._finite.nonzero().flatten()[:_SAMPLE]
+        probes = declaration.row_probes(system.num_rows, system.like)
+        products = [system.multiply_rows(part)[:, items] for part in self._parts(probes)]
+        A = declaration.rows(torch.cat(products), system.num_rows)
+        active = None if system.active is None else system.active[items]
+        size = Saddle(DiagonalMatrix(system.like.new_ones(len(items), system.m)), A, active).size_A().unsqueeze(1)
+        # Of the size of A, so that the factorization judges A A' and not the units.
+        H = DiagonalMatrix(torch.where(size > 0, size, 1).expand(-1, system.m))
+        solver = SchurComplement()
+        return not bool(solver.sound(solver.init(Saddle(H, A, active))).all())
+
+    def _explains_rows(self, declaration: Placed) -> bool:
+        """Whether the rows, read as declared, give a product with a generic vector."""
+        system = self._system
+        w = generic(system.num_rows, system.like)
+        probes = declaration.row_probes(system.num_rows, system.like)
+        products = system.multiply_rows(torch.cat([probes, w[None]]))
+        A = declaration.rows(products[:-1], system.num_rows)
+        assert isinstance(A, SparseRows)
+        believed = A.rmatvec(w.expand(system.batch, -1))
+        return self._fits(products[-1], believed)
 
     def _explains(self, declaration: Declaration) -> bool:
         believed = self._read(declaration).matvec(self._z.expand(self._system.batch, -1).contiguous())
-        difference, eps = (self._H_z - believed).abs(), _eps(believed)
-        # What is smaller than that, refinement takes care of.
-        fits = difference <= eps**0.6 * self._H_z.abs() + eps**0.75 * self._scale.unsqueeze(1)
+        return self._fits(self._H_z, believed)
+
+    def _fits(self, true: Tensor, believed: Tensor) -> bool:
+        """Whether two products agree, ``(B, m)``, up to what refinement takes care of."""
+        difference, eps = (true - believed).abs(), _eps(believed)
+        fits = difference <= eps**0.6 * true.abs() + eps**0.75 * true.abs().amax(1, keepdim=True)
         return bool((fits.all(1) | ~self._finite).all())
 
     def _read(self, declaration: Declaration) -> Operator:

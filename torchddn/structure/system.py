@@ -28,8 +28,10 @@ class System:
         like: A plain tensor shaped as ``u``.
         m: Number of variables; the other unknowns are rows.
         active: Which rows count, boolean ``(B, r)``; None for all.
+        free: Which variables are at no bound, boolean ``(B, m)``; None for all.
         symmetric: Whether ``K = K'``.
         work: How many numbers a product touches.
+        witness: ``K u`` for the certificate, where its caller makes more of it than of a product.
     """
 
     def __init__(
@@ -40,15 +42,24 @@ class System:
         like: Tensor,
         m: int,
         active: Tensor | None,
+        free: Tensor | None,
         symmetric: bool,
         work: int,
+        witness: Product | None = None,
     ) -> None:
         self.like, self.m, self.symmetric = like, m, symmetric
         self.batch, self.size = like.shape
         self.num_rows = self.size - m
         self.active = active if self.num_rows else None
+        self.free = free
         self.work = max(work, like.numel(), 1)
         self._product, self._rproduct, self._unmasked = product, rproduct, unmasked
+        self._witness = product if witness is None else witness
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a variable may be at a bound, or a row not count."""
+        return self.free is not None or self.active is not None
 
     def multiply(self, columns: Tensor) -> Tensor:
         """``K z`` for each row ``z`` of ``columns``, ``(k, s)``, the same for all items: ``(k, B, s)``."""
@@ -65,9 +76,21 @@ class System:
     @functools.cached_property
     def truth(self) -> MatrixFree:
         """K as an operator of products."""
+        return self._matrix_free(self._product)
+
+    @functools.cached_property
+    def witness(self) -> MatrixFree:
+        """The same for the certificate."""
+        return self._matrix_free(self._witness)
+
+    def _matrix_free(self, product: Product) -> MatrixFree:
         rproduct = self._rproduct
+
+        def multiply(u: Tensor) -> Tensor:
+            return product(u) if u.ndim == 2 else self._multiply_vectors(self._product, u)
+
         return MatrixFree(
-            functools.partial(self._multiply_vectors, self._product),
+            multiply,
             None if rproduct is None else functools.partial(self._multiply_vectors, rproduct),
             batch=self.batch,
             size=self.size,
