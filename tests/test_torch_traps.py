@@ -3,10 +3,19 @@
 A test that fails here is good news: the detour that it names can go.
 """
 
+import pytest
 import torch
+import torch._dynamo
 import torch.autograd.forward_ad as fwAD
 from problems import randn
+from torch import Tensor
+from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 from torch.func import grad, jacfwd, jvp
+
+import torchddn as ddn
+
+# The compiler hides this warning of its own, but not from a filter that turns warnings into errors.
+compiling = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 class Cube(torch.autograd.Function):
@@ -114,3 +123,89 @@ def test_a_captured_tensor_gets_no_gradient_and_no_error():
     y.backward()
     assert weight.grad is None
     assert grad(lambda x: x * weight)(torch.tensor(2.0)) == 3
+
+
+class Doubled(torch.autograd.Function):
+    """x + x, whose derivative is said to be 7, so that it is seen who is asked."""
+
+    @staticmethod
+    def forward(*x):
+        return x[0] + x[0]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, v):
+        return 7 * v
+
+
+class Forward(Doubled):
+    """The same with a forward mode."""
+
+    @staticmethod
+    def jvp(ctx, dx):
+        return 7 * dx
+
+
+def compiled(function):
+    torch._dynamo.reset()
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
+@compiling
+def test_a_compiled_transform_drops_a_derivative_in_silence():
+    """``_handmade.solve`` breaks the graph."""
+    x = torch.tensor(3.0)
+    assert grad(lambda x: Doubled.apply(x))(x) == 7
+    assert compiled(grad(lambda x: Doubled.apply(x)))(x) == 2
+
+
+@compiling
+def test_the_compiler_refuses_a_function_with_a_forward_mode():
+    """``_Compiled`` is ``_HandMade`` without."""
+    x = torch.tensor(3.0, requires_grad=True)
+    compiled(Doubled.apply)(x)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="custom jvp"):
+        compiled(Forward.apply)(x)
+
+
+@compiling
+def test_the_compiler_hands_a_function_of_any_number_of_inputs_one_too_many():
+    """``_handmade.solve`` calls the operation if nothing is to be differentiated."""
+    x = torch.tensor(3.0)
+    assert Doubled.apply(x, x) == 6
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        compiled(Doubled.apply)(x, x)
+
+
+@compiling
+def test_the_compiler_takes_a_tensor_for_different_from_every_member_of_an_enum():
+    """What may be compiled compares with ``int(Status.CONVERGED)``."""
+    status = torch.tensor([0, 5])
+    assert (status != ddn.Status.CONVERGED).tolist() == [False, True]
+    assert compiled(lambda status: status != ddn.Status.CONVERGED)(status) is True
+    assert compiled(lambda status: status != int(ddn.Status.CONVERGED))(status).tolist() == [False, True]
+
+
+@compiling
+def test_an_operation_without_a_result_is_dropped_unless_it_has_an_effect():
+    """``_operations.look`` has one."""
+    seen = []
+
+    @torch.library.custom_op("torchddn_traps::look", mutates_args=())
+    def look(x: Tensor) -> None:
+        seen.append(x)
+
+    look.register_fake(lambda x: None)
+
+    def function(x):
+        look(x)
+        return x + 1
+
+    compiled(function)(torch.ones(2))
+    assert not seen
+    _register_effectful_op("torchddn_traps::look", _EffectType.ORDERED)
+    compiled(function)(torch.ones(2))
+    assert len(seen) == 1

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from torchddn.status import Status
@@ -28,7 +29,7 @@ class Record:
         call: The node's name in messages.
         stage: ``"forward"`` or ``"backward"``.
         method: The solver, or the linear method of the backward pass.
-        seconds: Wall time.
+        seconds: Wall time; NaN for a ready node in a graph of ``torch.compile``.
         num_items: Size of the batch.
         statuses: Items per status name (forward).
         num_steps: Most steps that an item took (forward).
@@ -171,18 +172,31 @@ def is_recording() -> bool:
 
 @contextlib.contextmanager
 def timed() -> Iterator[File]:
-    """Times the block; the function it yields files the record, which is made only if somebody listens."""
+    """Times the block; the function it yields files the record, which is made only if somebody listens.
+
+    In a graph of ``torch.compile`` the block is no stretch of time, and the record says NaN.
+    """
+    if torch.compiler.is_compiling():
+        yield _file_untimed
+        return
     start = time.perf_counter()
 
     def file(make: Callable[[float], Record]) -> None:
-        if not _listeners:
-            return
-        record = make(time.perf_counter() - start)
-        with _lock:
-            for listener in _listeners:
-                listener.records.append(record)
+        if _listeners:
+            _file(make(time.perf_counter() - start))
 
     yield file
+
+
+def _file_untimed(make: Callable[[float], Record]) -> None:
+    if _listeners:
+        _file(make(math.nan))
+
+
+def _file(record: Record) -> None:
+    with _lock:
+        for listener in _listeners:
+            listener.records.append(record)
 
 
 def forward_record(

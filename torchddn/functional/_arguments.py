@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchddn.compiler import constant
 from torchddn.errors import InvalidInputError
 from torchddn.functional._reading import read
 
@@ -53,8 +54,8 @@ def check_dims(call: str, dim: Any, num_dims: int) -> tuple[int, ...]:
 def check_positive(call: str, name: str, value: object, device: torch.device | None = None) -> None:
     """Raises unless ``value`` is a positive finite number, or a real floating-point tensor of such, on ``device``."""
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if not (float(value) > 0 and math.isfinite(value)):
-            raise InvalidInputError(f"`{call}({name}=...)` must be positive and finite, got {value}.")
+        if not 0 < float(value) < math.inf:
+            raise InvalidInputError(f"`{call}({name}=...)` must be positive and finite, got {constant(value)}.")
         return
     if not isinstance(value, Tensor):
         raise InvalidInputError(f"`{call}({name}=...)` must be a number or a tensor, got {type(value).__name__}.")
@@ -83,14 +84,16 @@ def positive(call: str, name: str, value: float | Tensor, shape: torch.Size, lik
     """``value``, checked to be positive, as a tensor of ``shape`` with the dtype and on the device of ``like``."""
     check_positive(call, name, value, like.device)
     if not isinstance(value, Tensor):
-        return like.new_full((), float(value)).expand(shape)
-    try:
-        return value.to(like.dtype).broadcast_to(shape)
-    except RuntimeError:
+        # A product, unlike `new_full`, lets `torch.compile` keep its graph when the number changes.
+        return (like.new_ones(()) * float(value)).expand(shape)
+    # Asked, not tried: `torch.compile` hands over no error of an operation.
+    sizes = zip(reversed(value.shape), reversed(shape), strict=False)
+    if value.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
         raise InvalidInputError(
             f"`{call}({name}=...)` must have a shape that broadcasts to {tuple(shape)}, got {tuple(value.shape)}. "
             f"Reshape it, or pass one number for all."
-        ) from None
+        )
+    return value.to(like.dtype).broadcast_to(shape)
 
 
 def check_choice(call: str, name: str, value: object, choices: Sequence[str]) -> None:

@@ -13,7 +13,8 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
-from torchddn.compiler import uncompiled
+from torchddn.compiler import break_graph, uncompiled, under_transform
+from torchddn.functional import _operations
 
 __all__ = ["Answer", "Formula", "solve"]
 
@@ -21,10 +22,17 @@ Answer = tuple[Tensor, ...]
 
 
 class Formula(Protocol):
-    """What a hand-made node knows. Every tensor has the flat batch ``R`` as its first axis."""
+    """What a hand-made node knows. Every tensor has the flat batch ``R`` as its first axis.
+
+    A frozen dataclass with plain fields, so that ``torch.compile`` can name it.
+    """
 
     def solve(self, inputs: Sequence[Tensor]) -> Answer:
         """``y``, ``(R, ...)``, and tensors that are not differentiable; plain tensors, without a graph."""
+        ...
+
+    def outline(self, inputs: Sequence[Tensor]) -> Answer:
+        """Empty tensors of the shapes and dtypes that ``solve`` returns."""
         ...
 
     def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
@@ -38,6 +46,24 @@ class Formula(Protocol):
 
 def solve(formula: Formula, *inputs: Tensor) -> Answer:
     """What ``formula.solve`` returns, its first tensor differentiable in the inputs."""
+    if not torch.compiler.is_compiling():
+        return _HandMade.apply(formula, *inputs)
+    if under_transform():
+        # In a graph the forward pass alone would go through the transform, without the rules of the node, in silence.
+        break_graph(
+            "torch.compile cannot take up a transform of torch.func (grad, vmap, ...) of a node whose derivative is "
+            "made by hand. Leave out fullgraph=True, or differentiate what is compiled by backward()."
+        )
+        return _uncompiled(formula, inputs)
+    name = _operations.name(formula)
+    # Without anything to differentiate, the compiler would hand a function of *inputs one argument too many.
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return _Compiled.apply(name, *inputs)
+    return tuple(_operations.solve(name, inputs))
+
+
+@uncompiled
+def _uncompiled(formula: Formula, inputs: Sequence[Tensor]) -> Answer:
     return _HandMade.apply(formula, *inputs)
 
 
@@ -45,6 +71,7 @@ class _HandMade(torch.autograd.Function):
     """Hands every call on to the formula."""
 
     @staticmethod
+    @uncompiled
     def forward(formula: Formula, *inputs: Tensor) -> Answer:
         return formula.solve(inputs)
 
@@ -75,10 +102,29 @@ class _HandMade(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], formula: Formula, *x: Tensor) -> Any:
         size = info.batch_size
-        mapped = [
-            tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            for tensor, dim in zip(x, in_dims[1:], strict=True)
-        ]
+        mapped = [_operations.fronted(tensor, dim, size) for tensor, dim in zip(x, in_dims[1:], strict=True)]
         outputs = _HandMade.apply(formula, *(tensor.flatten(0, 1) for tensor in mapped))
         rows = mapped[0].shape[1]
         return tuple(out.reshape(size, rows, *out.shape[1:]) for out in outputs), (0,) * len(outputs)
+
+
+class _Compiled(torch.autograd.Function):
+    """The same in a graph of ``torch.compile``, which has reverse mode of first order and refuses a ``jvp``."""
+
+    @staticmethod
+    def forward(formula: str, *inputs: Tensor) -> Answer:
+        return tuple(_operations.solve(formula, inputs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: Answer) -> None:
+        ctx.formula, *x = inputs
+        y, *others = outputs
+        ctx.mark_non_differentiable(*others)
+        ctx.save_for_backward(y, *x)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        y, *x = ctx.saved_tensors
+        needed = ctx.needs_input_grad[1:]
+        gradients = iter(_operations.pull(ctx.formula, y, v, x, needed))
+        return None, *(next(gradients) if need else None for need in needed)

@@ -47,7 +47,7 @@ def conclude(
         read(look, status, residual, num_steps)
     if on_failure != "nan":
         return y
-    failed = (status != Status.CONVERGED).reshape(-1, *[1] * (y.dim() - 1))
+    failed = (status != int(Status.CONVERGED)).reshape(-1, *[1] * (y.dim() - 1))
     return torch.where(failed, torch.nan, y)
 
 
