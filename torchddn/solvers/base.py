@@ -24,14 +24,17 @@ from torchddn.status import Status
 
 __all__ = [
     "RUNNING",
+    "Batch",
     "Composite",
     "Delegate",
+    "Method",
     "Proof",
     "Result",
     "Solver",
     "freeze",
     "is_differentiated",
     "is_solver",
+    "iterate",
     "solve",
     "unroll",
 ]
@@ -58,6 +61,24 @@ class Result(NamedTuple):
     status: Tensor  # (B,) of Status
     num_steps: Tensor  # (B,)
     proof: Proof | None = None
+
+
+class Batch(Protocol):
+    """A batch of problems, as the loop sees it."""
+
+    def select(self, x: Inputs, items: Tensor, /) -> tuple[Any, Inputs]:
+        """The problems of some items only, and their inputs."""
+        ...
+
+
+class Method(Protocol):
+    """The part of a solver that the loop runs; of problems of any kind."""
+
+    @property
+    def max_steps(self) -> int: ...
+    def init(self, problem: Any, x: Inputs, y: Tensor, /) -> State: ...
+    def step(self, problem: Any, x: Inputs, state: Any, /) -> State: ...
+    def status(self, problem: Any, x: Inputs, state: Any, /) -> Tensor: ...
 
 
 @runtime_checkable
@@ -159,6 +180,17 @@ def solve(solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: T
         return Result(y, y.new_zeros(0, problem.p + problem.q), none, none)
     if isinstance(solver, Composite):
         return solver.run(problem, x, y, solve)
+    state, status, num_steps = iterate(solver, problem, x, y)
+    y, dual = solver.finish(problem, x, state)
+    proof = solver.prove(problem, x, state) if isinstance(solver, Prover) else None
+    return Result(y, dual, status, num_steps, proof)
+
+
+def iterate(solver: Method, problem: Batch, x: Inputs, y: Tensor) -> tuple[State, Tensor, Tensor]:
+    """The loop: the last state of each item, its status and its number of steps, from the start ``y``.
+
+    The problem may be of any kind that the solver knows, if a part of it can be taken.
+    """
     everything = state = solver.init(problem, x, y)
     status = solver.status(problem, x, state)
     num_steps = torch.zeros_like(status)
@@ -181,10 +213,7 @@ def solve(solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: T
         num_steps = num_steps.index_add(0, items, running.long())
         judged = torch.where(running, solver.status(part, part_x, state), status[items])
         status = status.index_copy(0, items, judged)
-    everything = _write(everything, items, state)
-    y, dual = solver.finish(problem, x, everything)
-    proof = solver.prove(problem, x, everything) if isinstance(solver, Prover) else None
-    return Result(y, dual, _final(status), num_steps, proof)
+    return _write(everything, items, state), _final(status), num_steps
 
 
 def unroll(
