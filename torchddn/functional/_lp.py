@@ -28,10 +28,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchddn.functional._blocks import block_size
 from torchddn.functional._bracket import find_root
 from torchddn.functional._descent import NOISE
 from torchddn.functional._handmade import Answer
-from torchddn.functional._scalar_pooling import block_size
 from torchddn.status import Status
 
 __all__ = ["LpSphere", "lp_norm", "multiplier"]
@@ -148,6 +148,11 @@ class LpSphere:
         slope = 1 + mu * (p - 1) * y.pow(p - 2)
         rate = torch.where(slope > 0, -mu_t * y.pow(p - 1) / slope, 0)
         return y.scatter(2, j, t), rate.scatter(2, j, 1.0)
+
+    def outline(self, inputs: Sequence[Tensor]) -> Answer:
+        x = inputs[0]
+        numbers, counts = x.new_empty(x.shape[:1]), x.new_empty(x.shape[:1], dtype=torch.int64)
+        return torch.empty_like(x), counts, torch.empty_like(counts), numbers
 
     def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
         return (self._tangent(y, v, *inputs),)

@@ -15,7 +15,7 @@ With the multiplier ``nu`` of ``|y|_p`` and a (sub)gradient ``s`` of the norm at
 * p = inf: From outside, every coordinate is clipped. From inside, the nearest face is that of the largest ``|x_i|``.
 * other p > 1: :mod:`torchddn.functional._lp`.
 
-A coordinate that is zero counts as positive when it has to move outward.
+With a center c it is ``c + y(x - c)``. A coordinate that is zero counts as positive when it has to move outward.
 
 References:
     Gould, Hartley, Campbell, Deep Declarative Networks, section 5.2 and table 1. Their gradient of the ball is zero
@@ -25,19 +25,19 @@ References:
 
 import math
 import numbers
-from typing import Literal, NamedTuple, overload
+from collections.abc import Mapping
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from torchddn.compiler import uncompiled
-from torchddn.diagnostics import timed
 from torchddn.errors import InvalidInputError
-from torchddn.functional._arguments import check_choice, check_dims, check_flag, check_floating, positive, wide
-from torchddn.functional._handmade import solve
+from torchddn.functional._arguments import check_choice
+from torchddn.functional._balls import L1, L2, Linf
+from torchddn.functional._handmade import Answer, solve
 from torchddn.functional._lp import LpSphere, lp_norm, multiplier
-from torchddn.functional._outcome import conclude, solution_of
-from torchddn.status import Solution, Status, check_failure_policy
+from torchddn.functional._vectors import Vectors
+from torchddn.status import Solution, Status
 
 __all__ = ["project_ball", "project_sphere"]
 
@@ -51,6 +51,7 @@ def project_sphere(
     radius: float | Tensor = ...,
     dim: int = ...,
     *,
+    center: float | Tensor | None = ...,
     plateau: str = ...,
     on_failure: str = ...,
     solution: Literal[False] = ...,
@@ -62,36 +63,41 @@ def project_sphere(
     radius: float | Tensor = ...,
     dim: int = ...,
     *,
+    center: float | Tensor | None = ...,
     plateau: str = ...,
     on_failure: str = ...,
     solution: Literal[True],
 ) -> Solution: ...
-@uncompiled
 def project_sphere(
     x: Tensor,
     p: float = 2,
     radius: float | Tensor = 1.0,
     dim: int = -1,
     *,
+    center: float | Tensor | None = None,
     plateau: str = "zero",
     on_failure: str = "warn",
     solution: bool = False,
 ) -> Tensor | Solution:
     r"""Returns the point of the sphere ``|y|_p = radius`` nearest to each vector of ``x``.
 
-    Exact for p = 1 (by sorting, O(m log m)), 2 and inf. For any other p > 1 by Newton's method on the multiplier,
-    within a bracket, to machine precision; from inside with p > 2, where several points can be stationary, by a scan of
-    64 values of the largest coordinate first, which tells minima apart down to that distance.
+    Exact for p = 1, 2 and inf, in a few passes over the data; p = 1 by Newton's method on the level to which the
+    coordinates are cut, which ends after finitely many steps (up to 32 coordinates by a sort). For any other p > 1
+    by Newton's method on the multiplier, within a bracket, to machine precision; from inside with p > 2, where several
+    points can be stationary, by a scan of 64 values of the largest coordinate first, which tells minima apart down to
+    that distance.
 
     Where several points are nearest, the answer is: from the center, the first axis (2 <= p <= inf) or the diagonal
     (p < 2), in positive direction; from inside with p > 2 and several largest ``|x_i|``, that which moves the
-    first of them.
+    first of them. Under :func:`torchddn.diagnostics` the record tells of such vectors.
 
     Args:
         x: Vectors along ``dim``, ``(*B, m)`` for the last axis.
         p: 1, 2, ``float("inf")``, or any number above 1.
         radius: Positive, broadcastable to ``(*B,)``.
         dim: Axis of the vectors.
+        center: Of the sphere: a number, or a tensor that broadcasts to ``x``; None stands for zero. Then
+            ``|y - center|_p = radius``, and what is said of x here holds of ``x - center``.
         plateau: What the gradient says of coordinates at which a small change of x changes nothing (p = 1: those that
             are zero in y; p = inf: those that are clipped). ``"zero"``: that, which is the derivative of y.
             ``"clarke"``: ``I - s s^T / (s^T s)``, the derivative without these inequalities, which keeps a direction
@@ -113,8 +119,8 @@ def project_sphere(
         STALLED: p other than 1, 2, inf only: p or x / radius is too extreme for this precision. Try float64.
 
     Gradients:
-        Exact in ``x`` and ``radius``, of every order and in every mode; see ``plateau``. At the center of the L2
-        sphere zero in ``x``, the one of minimum norm. A vector that is not finite has gradient zero.
+        Exact in ``x``, ``radius`` and ``center``, of every order and in every mode; see ``plateau``. At the center of
+        the L2 sphere zero in ``x``, the one of minimum norm. A vector that is not finite has gradient zero.
 
     Example:
         >>> project_sphere(torch.tensor([3.0, 4.0]))
@@ -125,7 +131,7 @@ def project_sphere(
     References:
         Gould, Hartley, Campbell, Deep Declarative Networks, section 5.2 and table 1, where ``"zero"`` is D^z y.
     """
-    return _project("project_sphere", x, p, radius, dim, plateau, on_failure, solution, ball=False)
+    return _project("project_sphere", x, p, radius, dim, center, plateau, on_failure, solution, ball=False)
 
 
 @overload
@@ -135,6 +141,7 @@ def project_ball(
     radius: float | Tensor = ...,
     dim: int = ...,
     *,
+    center: float | Tensor | None = ...,
     plateau: str = ...,
     on_failure: str = ...,
     solution: Literal[False] = ...,
@@ -146,17 +153,18 @@ def project_ball(
     radius: float | Tensor = ...,
     dim: int = ...,
     *,
+    center: float | Tensor | None = ...,
     plateau: str = ...,
     on_failure: str = ...,
     solution: Literal[True],
 ) -> Solution: ...
-@uncompiled
 def project_ball(
     x: Tensor,
     p: float = 2,
     radius: float | Tensor = 1.0,
     dim: int = -1,
     *,
+    center: float | Tensor | None = None,
     plateau: str = "zero",
     on_failure: str = "warn",
     solution: bool = False,
@@ -170,6 +178,7 @@ def project_ball(
         p: 1, 2, ``float("inf")``, or any number above 1.
         radius: Positive, broadcastable to ``(*B,)``.
         dim: Axis of the vectors.
+        center: As of :func:`project_sphere`.
         plateau: As of :func:`project_sphere`; plays no part inside.
         on_failure: As of :func:`project_sphere`.
         solution: Whether to return a :class:`torchddn.Solution` in place of ``y``; the multiplier ``lam >= 0`` has
@@ -197,17 +206,7 @@ def project_ball(
     References:
         Gould, Hartley, Campbell, Deep Declarative Networks, section 5.2, where the gradient inside is zero: a slip.
     """
-    return _project("project_ball", x, p, radius, dim, plateau, on_failure, solution, ball=True)
-
-
-class _Projection(NamedTuple):
-    """``y``, ``(R, m)``, and ``nu``, ``(R, 1)``, both differentiable; status, steps and violation, ``(R,)``."""
-
-    y: Tensor
-    nu: Tensor
-    status: Tensor
-    num_steps: Tensor
-    violation: Tensor
+    return _project("project_ball", x, p, radius, dim, center, plateau, on_failure, solution, ball=True)
 
 
 def _project(
@@ -216,54 +215,43 @@ def _project(
     p: float,
     radius: float | Tensor,
     dim: int,
+    center: float | Tensor | None,
     plateau: str,
     on_failure: str,
     solution: bool,
     *,
     ball: bool,
 ) -> Tensor | Solution:
-    check_floating(call, "x", x, "(*B, m)", 1)
+    vectors = Vectors.enter(call, x, dim, on_failure, solution)
     check_norm(call, p)
-    if isinstance(dim, tuple | list):
-        raise InvalidInputError(f"`{call}(dim=...)` must be one integer, got {dim!r}. Flatten the axes of the vector.")
-    (axis,) = check_dims(call, dim, x.dim())
     check_choice(call, "plateau", plateau, PLATEAUS)
-    check_failure_policy(call, on_failure)
-    check_flag(call, "solution", solution)
-    moved = wide(x).movedim(axis, -1)
-    if moved.shape[-1] == 0:
-        raise InvalidInputError(f"`{call}(x=...)` must have coordinates along dim={dim}, got shape {tuple(x.shape)}.")
-    batch, m = moved.shape[:-1], moved.shape[-1]
-    radius = positive(call, "radius", radius, batch, moved).reshape(-1, 1)
-    rows = moved.reshape(-1, m)
-    size = rows.detach().abs().amax(dim=1, keepdim=True)
-    finite = size.isfinite()
-    project = {1: _onto_l1, 2: _onto_l2, math.inf: _onto_linf}.get(p, _onto_lp)
-    rows, size = torch.where(finite, rows, 0), torch.where(finite, size, 0)
-    solver = f"L{p}"
-    with timed() as file:
-        found = project(rows, radius, size, p, plateau, ball)
-        y = torch.where(finite, found.y, torch.nan)
-        status = torch.where(finite.squeeze(1), found.status, int(Status.NON_FINITE))
-        violation = torch.where(finite.squeeze(1), found.violation, torch.nan)
-        y = conclude(call, y, status, violation, on_failure, num_steps=found.num_steps, solver=solver, file=file)
-    result = y.reshape(*batch, m).movedim(-1, axis).to(x.dtype)
-    if not solution:
-        return result
-    plain = y.detach()
-    norm = lp_norm(plain, float(p)) - radius.detach()
-    nu = torch.where(finite, found.nu.clamp(min=0) if ball else found.nu, torch.nan)
-    numbers = {
-        "objective": (plain - rows.detach()).square().sum(dim=1) / 2,
-        "status": status,
-        "num_steps": found.num_steps,
-        "stationarity": torch.zeros_like(violation),
-        "feasibility": (norm.clamp(min=0) if ball else norm.abs()).squeeze(1),
-        "complementarity": (nu.detach() * norm).abs().squeeze(1) if ball else torch.zeros_like(violation),
-    }
-    multipliers = {"inequality_multipliers" if ball else "equality_multipliers": nu.reshape(*batch, 1)}
-    fields = {name: tensor.reshape(batch) for name, tensor in numbers.items()}
-    return solution_of(result, **fields, **multipliers, solver=solver)
+    r = vectors.positive("radius", radius)
+    c = None if center is None else vectors.beside("center", center)
+    rows = vectors.rows if c is None else vectors.rows - c
+    if p == 2:
+        formula = L2(ball)
+    else:
+        formula = {1: L1, math.inf: Linf}[p](ball, plateau) if p in (1, math.inf) else None
+
+    def compute() -> Answer:
+        y, *others = _onto_lp(rows, r, float(p), ball) if formula is None else solve(formula, rows, r)
+        if c is None:
+            return y, *others
+        # The gradient of a vector that failed does not reach the center either.
+        return torch.where(y.detach()[:, :1].isnan(), 0, c) + y, *others
+
+    def details(y: Tensor) -> Mapping[str, Tensor]:
+        at = y if c is None else y - c
+        failed = y.detach()[:, :1].isnan()
+        norm = lp_norm(at.detach(), float(p)) - r.detach()
+        nu = torch.where(failed, torch.nan, _multiplier(at, torch.where(failed, 1, rows), r, float(p), ball))
+        return {
+            "feasibility": (norm.clamp(min=0) if ball else norm.abs()).squeeze(1),
+            "complementarity": (nu.detach() * norm).abs().squeeze(1) if ball else torch.zeros_like(norm.squeeze(1)),
+            "inequality_multipliers" if ball else "equality_multipliers": nu,
+        }
+
+    return vectors.leave(compute, f"L{p}", details, lambda: _choices(rows.detach(), r.detach(), float(p), ball))
 
 
 def check_norm(call: str, p: object) -> None:
@@ -275,75 +263,52 @@ def check_norm(call: str, p: object) -> None:
         )
 
 
-def _onto_l2(x: Tensor, radius: Tensor, size: Tensor, p: float, plateau: str, ball: bool) -> _Projection:
-    # Dividing by the largest coordinate first keeps squares from overflowing, and as a constant it changes no
-    # derivative, because y does not depend on the length of x.
-    regular = size > 0
-    size = torch.where(regular, size, 1)
-    direction = torch.where(regular, x / size, _first_axis(x))
-    length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-    nu = torch.where(regular, size * length, 0) - radius
-    y = direction * (radius / length)
-    return _exact(torch.where(nu <= 0, x, y) if ball else y, nu)
-
-
-def _onto_l1(x: Tensor, radius: Tensor, size: Tensor, p: float, plateau: str, ball: bool) -> _Projection:
-    # Taken from the largest |x_i|, the numbers of the support are no larger than the radius, and so are their errors.
-    s = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-    shifted = x - s * size
-    below = s * shifted.detach()  # |x_i| - max |x_i|
-    descending = below.sort(dim=1, descending=True).values
-    count = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device)
-    # The k largest are the support for the last k at which the k-th is above the level of the first k.
-    level = (descending.cumsum(dim=1) - radius.detach()) / count
-    k = (descending > level).sum(dim=1, keepdim=True).clamp(min=1)
-    support = below >= descending.gather(1, k - 1)
-    level = (torch.where(support, s * shifted, 0).sum(dim=1, keepdim=True) - radius) / support.sum(dim=1, keepdim=True)
-    nu = size + level
-    elsewhere = torch.zeros_like(x) if plateau == "zero" else x - x.detach()
-    y = torch.where(support, shifted - s * level, elsewhere)
-    return _exact(torch.where(nu <= 0, x, y) if ball else y, nu)
-
-
-def _onto_linf(x: Tensor, radius: Tensor, size: Tensor, p: float, plateau: str, ball: bool) -> _Projection:
-    a = x.detach().abs()
-    if ball:
-        clipped = a > radius.detach()
-    else:
-        largest = torch.zeros_like(a, dtype=torch.bool).scatter(1, a.argmax(dim=1, keepdim=True), True)
-        clipped = torch.where(size >= radius.detach(), a >= radius.detach(), largest)
-    s = torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-    along = torch.where(clipped, s * x, 0).sum(dim=1, keepdim=True)
-    num_clipped = clipped.sum(dim=1, keepdim=True)
-    nu = along - num_clipped * radius
-    face = s * radius
-    if plateau == "clarke":
-        slack = x - s * along / num_clipped.clamp(min=1)
-        face = face + (slack - slack.detach())
-    return _exact(torch.where(clipped, face, x), nu)
-
-
-def _onto_lp(x: Tensor, radius: Tensor, size: Tensor, p: float, plateau: str, ball: bool) -> _Projection:
+def _onto_lp(x: Tensor, radius: Tensor, p: float, ball: bool) -> Answer:
+    finite = x.detach().isfinite().all(dim=1, keepdim=True)
+    x = torch.where(finite, x, 0)
     scaled = x / radius
     regular = scaled.detach().isfinite().all(dim=1, keepdim=True)
     inside = lp_norm(torch.where(regular, scaled.detach(), 0), p) <= 1
     # A point that takes one step stands in for those that are not projected.
     solved = regular & ~inside if ball else regular
-    scaled = torch.where(solved, scaled, 2 * _first_axis(x))
-    unit, status, num_steps, violation = solve(LpSphere(float(p)), scaled)
+    stand_in = 2 * torch.eye(1, x.shape[1], dtype=x.dtype, device=x.device)
+    unit, status, num_steps, violation = solve(LpSphere(p), torch.where(solved, scaled, stand_in))
     # Where x / radius overflows there is no answer in this precision.
     status = torch.where(regular.squeeze(1), status, int(Status.STALLED))
-    nu = radius * torch.where(solved, multiplier(unit, scaled, float(p))[1], 0)
+    status = torch.where(finite.squeeze(1), status, int(Status.NON_FINITE))
     y = torch.where(inside, x, radius * unit) if ball else radius * unit
-    return _Projection(y, nu, status, num_steps, violation)
+    return torch.where(finite, y, torch.nan), status, num_steps, torch.where(finite.squeeze(1), violation, torch.nan)
 
 
-def _exact(y: Tensor, nu: Tensor) -> _Projection:
-    zeros = torch.zeros_like(nu.detach().squeeze(1))
-    integers = torch.zeros_like(zeros, dtype=torch.int64)
-    return _Projection(y, nu, integers + int(Status.CONVERGED), integers, zeros)
+def _multiplier(y: Tensor, x: Tensor, radius: Tensor, p: float, ball: bool) -> Tensor:
+    """``nu``, ``(R, 1)``, differentiable, as the formulas of this file have it."""
+    if p == 2:
+        nu = lp_norm(x, 2) - radius
+    elif p in (1, math.inf):
+        along = torch.where(x < 0, -x, x)
+        face = y.detach() != 0 if p == 1 else y.detach().abs() >= radius.detach()
+        total, k = torch.where(face, along, 0).sum(dim=1, keepdim=True), face.sum(dim=1, keepdim=True)
+        nu = (total - radius) / k.clamp(min=1) if p == 1 else total - k * radius
+    else:
+        nu = radius * multiplier(y / radius, x / radius, p)[1]
+    return nu.clamp(min=0) if ball else nu
 
 
-def _first_axis(x: Tensor) -> Tensor:
-    """``e_1``, shaped so that it broadcasts with ``x``."""
-    return torch.eye(1, x.shape[1], dtype=x.dtype, device=x.device)
+def _choices(x: Tensor, radius: Tensor, p: float, ball: bool) -> Mapping[str, Tensor]:
+    """Where a choice was made among several answers or gradients, ``(R,)``."""
+    size = lp_norm(x, p)
+    on_sphere = (size == radius).squeeze(1)
+    if ball:
+        return {"on the sphere, the gradient is that of the inside": on_sphere}
+    a = x.abs()
+    ties = (a == a.amax(dim=1, keepdim=True)).sum(dim=1) > 1
+    center = (a == 0).all(dim=1)
+    inside = (size < radius).squeeze(1) & ~center
+    remarks = {"at the center, the answer is one of many": center}
+    if p == 1:
+        remarks["inside with coordinates that are zero, which move in positive direction"] = inside & (a == 0).any(
+            dim=1
+        )
+    if p > 2:
+        remarks["inside with several largest coordinates, of which the first moves"] = inside & ties
+    return remarks
