@@ -4,16 +4,33 @@ import sys
 
 import torch
 
-from benchmarks import collection, constrained, derivatives, nodes, peers, structure
+from benchmarks import (
+    collection,
+    constrained,
+    derivatives,
+    least_squares,
+    nodes,
+    peers,
+    pooling,
+    projections,
+    quadratic,
+    structure,
+    transport,
+)
 from benchmarks.timing import machine
 
 BENCHMARKS = {
     "collection": collection.run,
     "constrained": constrained.run,
     "derivatives": derivatives.run,
+    "least_squares": least_squares.run,
     "nodes": nodes.run,
     "peers": peers.run,
+    "pooling": pooling.run,
+    "projections": projections.run,
+    "quadratic": quadratic.run,
     "structure": structure.run,
+    "transport": transport.run,
 }
 
 

@@ -11,10 +11,10 @@ import torch
 from problems import randn
 from test_known_answers import Sphere
 from torch import Tensor
+from wrong_arguments import POLICY, READY_NODES, call
 
 import torchddn as ddn
 from torchddn import datasets, functional, models, solvers
-from torchddn.nn import ProjectBall, ProjectSphere, RobustPool, RobustPool2d, RobustVectorPool, RobustVectorPool2d
 
 
 def square(y: Tensor, x: Tensor) -> Tensor:
@@ -23,7 +23,6 @@ def square(y: Tensor, x: Tensor) -> Tensor:
 
 X = randn(2, 3)
 START = torch.zeros(3, dtype=torch.float64)
-POLICY = "must be one of 'warn', 'raise', 'nan', 'ignore', got 'explode'."
 TOLERANCES = {"rtol": (-1.0, "rtol"), "atol": (-1.0, "atol"), "max_steps": (0, "max_steps")}
 NODE = {
     "solver": ("newtn", "'newtn'"),
@@ -37,23 +36,6 @@ CALL = {
     "start": ("cold", "must be 'auto', 'item' or 'batch', got 'cold'."),
     "solution": ("yes", "(solution=...)` must be True or False, got 'yes'."),
 }
-POOL = {"penalty": ("l1", "'l1'"), "alpha": (-1.0, "alpha"), "on_failure": ("explode", POLICY)}
-POOL_MODULE = {**POOL, "learnable_alpha": ("yes", "learnable_alpha")}
-WINDOW = {"kernel_size": (0, "kernel_size"), "stride": (0, "stride"), "padding": (-1, "padding")}
-BALL = {
-    "p": (0.5, "must be at least 1, got 0.5"),
-    "radius": (-1.0, "radius"),
-    "dim": (7, "dim"),
-    "plateau": ("flat", "plateau"),
-    "on_failure": ("explode", POLICY),
-}
-BALL_MODULE = {**BALL, "learnable_radius": ("yes", "learnable_radius")}
-FLAG = {"solution": ("yes", "solution")}
-AXES = {"dim": (7, "dim"), "keepdim": ("yes", "keepdim")}
-
-
-def call(function, **given):
-    return lambda **changes: function(**{**given, **changes})
 
 
 def with_inputs(function, letter, f):
@@ -64,12 +46,6 @@ def with_inputs(function, letter, f):
     return run
 
 
-def module(cls, x):
-    """The module is made and called: a number that only an input can prove wrong is refused then."""
-    return lambda **changes: cls(**changes)(x)
-
-
-IMAGE = torch.ones(1, 2, 4, 4)
 FUNCTION = (3.0, "must be a function of (y, *x), got 3.0.")
 
 TABLE = {
@@ -119,22 +95,7 @@ TABLE = {
     ),
     ddn.IgnoreConstraints: (ddn.IgnoreConstraints, {"linear": ("qr", "'qr'")}),
     ddn.Unrolled: (ddn.Unrolled, {"num_steps": (0, "num_steps")}),
-    functional.robust_pool: (
-        call(functional.robust_pool, x=X),
-        {"x": (3, "robust_pool(x=...)"), **POOL, **AXES, **FLAG},
-    ),
-    functional.robust_vector_pool: (
-        call(functional.robust_vector_pool, points=X),
-        {"points": (3, "points"), **POOL, **FLAG},
-    ),
-    functional.project_sphere: (call(functional.project_sphere, x=X), {"x": (3, "(x=...)"), **BALL, **FLAG}),
-    functional.project_ball: (call(functional.project_ball, x=X), {"x": (3, "(x=...)"), **BALL, **FLAG}),
-    RobustPool: (module(RobustPool, X), {**POOL_MODULE, **AXES}),
-    RobustPool2d: (module(RobustPool2d, IMAGE), {**POOL_MODULE, **WINDOW}),
-    RobustVectorPool: (module(RobustVectorPool, X), POOL_MODULE),
-    RobustVectorPool2d: (module(RobustVectorPool2d, IMAGE), {**POOL_MODULE, **WINDOW}),
-    ProjectSphere: (module(ProjectSphere, X), BALL_MODULE),
-    ProjectBall: (module(ProjectBall, X), BALL_MODULE),
+    **READY_NODES,
     solvers.Newton: (solvers.Newton, TOLERANCES),
     solvers.SQP: (solvers.SQP, TOLERANCES),
     solvers.InteriorPoint: (solvers.InteriorPoint, TOLERANCES),
@@ -212,6 +173,8 @@ NOT_CALLED_BY_USERS = {
     *(ddn.Solution, ddn.Status, ddn.Problem, ddn.LeastSquares, ddn.OneStep, ddn.diagnostics),
     *(solvers.Result, solvers.Solver, solvers.Composite, solvers.choose, solvers.solve, solvers.unroll),
     *(datasets.Digits, datasets.PointSets),
+    functional.CloudSolution,
+    ddn.nn.LinearFit,
     ddn.PrimalDual,  # what it holds is checked by the node that receives it
 }
 

@@ -132,7 +132,7 @@ def _sound(y: Tensor, band: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Which items have an answer, ``(R, 1, 1)``; y and the band, with an identity for those that have none."""
     sound = ~y.isnan().flatten(1).any(dim=1).reshape(-1, 1, 1)
     w = band.shape[1] // 2
-    identity = torch.zeros_like(band[0, :, :1])
+    identity = band.new_zeros(band.shape[1], 1)
     identity[w] = 1
     return sound, torch.where(sound, y, 0), torch.where(sound, band, identity)
 

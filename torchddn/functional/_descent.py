@@ -80,22 +80,28 @@ def descend(look: Callable[[Tensor, Tensor], Local], y: Tensor, max_steps: int) 
         running = running[status[running] == Status.MAX_STEPS]
         if not running.numel():
             break
-        now, y_now, share_now = Local(*(field[running] for field in here)), y[running], share[running]
+        every = len(running) == len(y)  # then nothing is taken out, which would cost more than the arithmetic
+        state = [*here, y, share]
+        *now, y_now, share_now = state if every else [field[running] for field in state]
+        now = Local(*now)
         plain = share_now < _LEAST_SHARE
         newton = y_now + _column(share_now, y) * (now.newton - y_now)
         trial = torch.where(_column(plain, y), now.reweighted, newton)
         there = look(trial, running)
-        num_steps[running] += 1
         # Where rounding hides whether f decreases, the gradient tells.
         change = there.objective - now.objective
         down = (change < -now.noise) | ((change <= now.noise) & (there.slope <= now.slope))
-        down_items = running[down]
-        y = y.index_copy(0, down_items, trial[down])
-        for mine, theirs in zip(here, there, strict=True):
-            mine[down_items] = theirs[down]
-        share[running] = torch.where(down, torch.where(plain, 1, (4 * share_now).clamp(max=1)), share_now / 4)
-        status[down_items[there.at_rest[down]]] = Status.CONVERGED
-        status[running[plain & ~down]] = Status.STALLED
+        share_next = torch.where(down, torch.where(plain, 1, (4 * share_now).clamp(max=1)), share_now / 4)
+        better = [torch.where(_column(down, a), a, b) for a, b in zip([*there, trial], [*now, y_now], strict=True)]
+        stopped = torch.where(down & there.at_rest, int(Status.CONVERGED), int(Status.MAX_STEPS))
+        stopped = torch.where(plain & ~down, int(Status.STALLED), stopped)
+        state = [*better, share_next]
+        if not every:
+            state = [a.index_copy(0, running, b) for a, b in zip([*here, y, share], state, strict=True)]
+        *fields, y, share = state
+        here = Local(*fields)
+        num_steps[running] += 1
+        status[running] = stopped
     return Descent(y, here.objective, status, num_steps, here.slope)
 
 

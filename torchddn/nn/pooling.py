@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -50,14 +51,15 @@ class RobustPool(nn.Module):
         check_failure_policy("RobustPool", on_failure)
         self.dim, self.keepdim, self.on_failure = dim, keepdim, on_failure
 
-    def forward(self, x: Tensor) -> Tensor:
-        return robust_pool(x, self.penalty, self.scale(), self.dim, self.keepdim, on_failure=self.on_failure)
+    def forward(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Args as of the function."""
+        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure}
+        return robust_pool(x, self.penalty, self.scale(), self.dim, self.keepdim, **given)
 
-    def solve(self, x: Tensor) -> Solution:
+    def solve(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Solution:
         """What ``forward`` returns, with everything that is known about it."""
-        return robust_pool(
-            x, self.penalty, self.scale(), self.dim, self.keepdim, on_failure=self.on_failure, solution=True
-        )
+        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure}
+        return robust_pool(x, self.penalty, self.scale(), self.dim, self.keepdim, **given, solution=True)
 
     def extra_repr(self) -> str:
         return f"{_describe(self.penalty, self.scale)}, dim={self.dim}, keepdim={self.keepdim}"
@@ -102,14 +104,21 @@ class RobustPool2d(nn.Module):
         check_failure_policy("RobustPool2d", on_failure)
         self.on_failure = on_failure
 
-    def forward(self, x: Tensor) -> Tensor:
-        return robust_pool(self.windows(x), self.penalty, self._alpha(), (-2, -1), on_failure=self.on_failure)
+    def forward(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """``weights`` and ``mask`` as of the function, broadcastable to ``x``; padding counts as any other number."""
+        return robust_pool(self.windows(x), self.penalty, self._alpha(), (-2, -1), **self._given(x, weights, mask))
 
-    def solve(self, x: Tensor) -> Solution:
+    def solve(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Solution:
         """What ``forward`` returns, with everything that is known about it."""
-        return robust_pool(
-            self.windows(x), self.penalty, self._alpha(), (-2, -1), on_failure=self.on_failure, solution=True
-        )
+        given = self._given(x, weights, mask)
+        return robust_pool(self.windows(x), self.penalty, self._alpha(), (-2, -1), **given, solution=True)
+
+    def _given(self, x: Tensor, weights: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+        cut = {
+            name: None if t is None else self.windows.of_points(name, t, x.shape)
+            for name, t in (("weights", weights), ("mask", mask))
+        }
+        return {**cut, "on_failure": self.on_failure}
 
     def _alpha(self) -> float | Tensor:
         alpha = self.scale()
@@ -149,12 +158,15 @@ class RobustVectorPool(nn.Module):
         check_failure_policy("RobustVectorPool", on_failure)
         self.on_failure = on_failure
 
-    def forward(self, points: Tensor) -> Tensor:
-        return robust_vector_pool(points, self.penalty, self.scale(), on_failure=self.on_failure)
+    def forward(self, points: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Args as of the function."""
+        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure}
+        return robust_vector_pool(points, self.penalty, self.scale(), **given)
 
-    def solve(self, points: Tensor) -> Solution:
+    def solve(self, points: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Solution:
         """What ``forward`` returns, with everything that is known about it."""
-        return robust_vector_pool(points, self.penalty, self.scale(), on_failure=self.on_failure, solution=True)
+        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure}
+        return robust_vector_pool(points, self.penalty, self.scale(), **given, solution=True)
 
     def extra_repr(self) -> str:
         return _describe(self.penalty, self.scale)
@@ -199,15 +211,27 @@ class RobustVectorPool2d(nn.Module):
         check_failure_policy("RobustVectorPool2d", on_failure)
         self.on_failure = on_failure
 
-    def forward(self, x: Tensor) -> Tensor:
-        pooled = robust_vector_pool(self._points(x), self.penalty, self.scale(), on_failure=self.on_failure)
+    def forward(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """``weights`` and ``mask`` as of the function, one for each pixel: broadcastable to ``x`` without its channels.
+
+        Padding counts as any other pixel.
+        """
+        points = self._points(x)
+        pooled = robust_vector_pool(points, self.penalty, self.scale(), **self._given(x, weights, mask))
         return pooled.movedim(-1, x.dim() - 3)
 
-    def solve(self, x: Tensor) -> Solution:
+    def solve(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Solution:
         """As of the function: ``y`` has the channels last, other fields have no channels."""
-        return robust_vector_pool(
-            self._points(x), self.penalty, self.scale(), on_failure=self.on_failure, solution=True
-        )
+        given = self._given(x, weights, mask)
+        return robust_vector_pool(self._points(x), self.penalty, self.scale(), **given, solution=True)
+
+    def _given(self, x: Tensor, weights: Tensor | None, mask: Tensor | None) -> dict[str, Any]:
+        pixels = x.shape[:-3] + x.shape[-2:]
+        cut = {
+            name: None if t is None else self.windows.of_points(name, t, pixels).flatten(-2)
+            for name, t in (("weights", weights), ("mask", mask))
+        }
+        return {**cut, "on_failure": self.on_failure}
 
     def _points(self, x: Tensor) -> Tensor:
         """``(*B, n, C)``, or ``(*B, H_out, W_out, n, C)``."""
@@ -241,15 +265,30 @@ class _Windows:
             raise InvalidInputError(
                 f"`{self.call}(x=...)` must have shape (B, C, H, W) or (C, H, W), got {tuple(x.shape)}."
             )
+        lengths = [length + 2 * a for length, a in zip(x.shape[-2:], self.padding, strict=True)]
+        if any(length < k for length, k in zip(lengths, self.kernel_size or (0, 0), strict=True)):
+            raise InvalidInputError(
+                f"`{self.call}(x=...)` must be at least as large as the window {self.kernel_size} after padding, got "
+                f"{tuple(x.shape)}."
+            )
+        return self._cut(x, 0)
+
+    def of_points(self, name: str, t: Tensor, shape: torch.Size) -> Tensor:
+        """The windows of weights or a mask, first expanded to ``shape``, the axes of which end with those of images."""
+        if not isinstance(t, Tensor):
+            raise InvalidInputError(f"`{self.call}({name}=...)` must be a tensor, got {type(t).__name__}.")
+        sizes = zip(reversed(t.shape), reversed(shape), strict=False)
+        if t.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
+            raise InvalidInputError(
+                f"`{self.call}({name}=...)` must have a shape that broadcasts to {tuple(shape)}, got {tuple(t.shape)}."
+            )
+        return self._cut(t.broadcast_to(shape), 1)
+
+    def _cut(self, x: Tensor, outside: int) -> Tensor:
         if self.kernel_size is None:
             return x
         (top, left), size, stride = self.padding, self.kernel_size, self.stride or self.kernel_size
-        padded = F.pad(x, (left, left, top, top)) if top or left else x
-        if any(length < k for length, k in zip(padded.shape[-2:], size, strict=True)):
-            raise InvalidInputError(
-                f"`{self.call}(x=...)` must be at least as large as the window {size} after padding, got "
-                f"{tuple(x.shape)}."
-            )
+        padded = F.pad(x, (left, left, top, top), value=outside) if top or left else x
         return padded.unfold(-2, size[0], stride[0]).unfold(-2, size[1], stride[1])
 
     def describe(self) -> str:

@@ -1,0 +1,142 @@
+r"""The dual of entropic transport: potentials, and the plan that they stand for.
+
+With the sharpness gamma and penalties rho_r, rho_c of the marginals (infinite where these are constraints)::
+
+    min_P  <P, M> + 1/gamma sum P (log P - 1) + rho_r KL(P 1 | r) + rho_c KL(P^T 1 | c)
+
+has the solution ``P_ij = exp(u_i + v_j - gamma M_ij)`` with ``P 1 = r exp(-kappa_r u)``, where
+``kappa_r = 1 / (gamma rho_r)``, and the same for columns; ``kappa = 0`` is a constraint. Dividing r, c and P by their
+total mass shifts the potentials; here that mass is one.
+
+Potentials are float64 whatever the data: the exponent is a small difference of large numbers, and its rounding is the
+relative error of the plan.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Marginals", "Potentials", "Transport", "column_sums", "plan", "row_sums", "start"]
+
+# exp is sixty times slower near underflow, and numbers below it slow all that follows.
+_SMALLEST, _LARGEST = -80.0, 80.0
+_BLOCK = 2**15  # float64 exponents at once on CPU: a quarter of a megabyte
+
+
+class Marginals(NamedTuple):
+    """``r exp(-kappa_r u)``, ``(R, m)``, and the same for columns, ``(R, n)``, float64."""
+
+    r: Tensor
+    c: Tensor
+
+
+class Potentials(NamedTuple):
+    """``u``, ``(R, m)``, and ``v``, ``(R, n)``, float64."""
+
+    u: Tensor
+    v: Tensor
+
+    def __getitem__(self, items: Tensor) -> "Potentials":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Potentials(self.u.index_select(0, items), self.v.index_select(0, items))
+
+
+class Transport(NamedTuple):
+    """Problems whose numbers are finite, of mass one, and m <= n.
+
+    Attributes:
+        cost: ``(R, m, n)``; infinite where the plan must be zero.
+        r: ``(R, m)``, float64, and so is the rest.
+        c: ``(R, n)``.
+        gamma: ``(R,)``.
+        kappa_r: ``(R,)``.
+        kappa_c: ``(R,)``.
+        masked: Whether there is an infinite cost or a marginal of zero.
+        penalized: Whether a kappa is not zero.
+        gentle: Whether no exponent can be large: these problems are computed in the dtype of the cost.
+    """
+
+    cost: Tensor
+    r: Tensor
+    c: Tensor
+    gamma: Tensor
+    kappa_r: Tensor
+    kappa_c: Tensor
+    masked: bool
+    penalized: bool
+    gentle: bool
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """All that has a row for each item."""
+        return self.cost, self.r, self.c, self.gamma, self.kappa_r, self.kappa_c
+
+    def select(self, items: Tensor) -> "Transport":
+        """Those problems."""
+        if len(items) == len(self.cost):
+            return self
+        cost, r, c, gamma, kappa_r, kappa_c = (tensor.index_select(0, items) for tensor in self.tensors())
+        return Transport(cost, r, c, gamma, kappa_r, kappa_c, self.masked, self.penalized, self.gentle)
+
+    def marginals(self, potentials: Potentials) -> Marginals:
+        """What the plan must sum to."""
+        if not self.penalized:
+            return Marginals(self.r, self.c)
+        return Marginals(
+            self.r * (-self.kappa_r.unsqueeze(1) * potentials.u).clamp(_SMALLEST, _LARGEST).exp(),
+            self.c * (-self.kappa_c.unsqueeze(1) * potentials.v).clamp(_SMALLEST, _LARGEST).exp(),
+        )
+
+    def at(self, gamma: Tensor) -> "Transport":
+        """The same problems with another sharpness, ``(R,)``."""
+        ratio = self.gamma / gamma
+        return self._replace(gamma=gamma, kappa_r=self.kappa_r * ratio, kappa_c=self.kappa_c * ratio)
+
+
+def plan(problem: Transport, potentials: Potentials) -> Tensor:
+    """``exp(u_i + v_j - gamma M_ij)`` in the dtype of the cost, its exponent kept within the range of float32."""
+    cost = problem.cost
+    num_items, m, n = cost.shape
+    if problem.gentle and not problem.masked:
+        exponent = cost * -problem.gamma.to(cost.dtype).reshape(-1, 1, 1)
+        u, v = (z.to(cost.dtype) for z in potentials)
+        return exponent.add_(u.unsqueeze(2)).add_(v.unsqueeze(1)).clamp_(_SMALLEST, _LARGEST).exp_()
+    P = torch.empty((num_items, m, n), dtype=cost.dtype, device=cost.device)
+    u, v, gamma = potentials.u.unsqueeze(2), potentials.v.unsqueeze(1), problem.gamma.reshape(-1, 1, 1).neg()
+    num_rows = max(1, (_BLOCK if cost.device.type == "cpu" else 2**24) // max(num_items * n, 1))
+    for first in range(0, m, num_rows):
+        rows = slice(first, first + num_rows)
+        exponent = (cost[:, rows] * gamma).add_(u[:, rows]).add_(v)
+        P[:, rows] = exponent.clamp_(_SMALLEST, _LARGEST)
+    P.exp_()
+    if problem.masked:
+        P.masked_fill_(cost.isinf(), 0).mul_((problem.r > 0).unsqueeze(2)).mul_((problem.c > 0).unsqueeze(1))
+    return P
+
+
+def start(problem: Transport) -> Potentials:
+    """Potentials that make the largest entry of every row and column of the plan of size ``r_i c_j``."""
+    cost = problem.cost
+    if problem.gentle and not problem.masked:
+        return Potentials(problem.r.log() + (problem.gamma * cost.amin(dim=(1, 2))).unsqueeze(1), problem.c.log())
+    row = cost.amin(dim=2)
+    if problem.masked:
+        row = torch.where(row.isfinite(), row, 0)
+    column = (cost - row.unsqueeze(2)).amin(dim=1)
+    if problem.masked:
+        column = torch.where(column.isfinite(), column, 0)
+    gamma = problem.gamma.unsqueeze(1)
+    tiny = torch.finfo(torch.float32).tiny  # a marginal of zero needs no potential, but a finite one
+    return Potentials(gamma * row + problem.r.clamp(min=tiny).log(), gamma * column + problem.c.clamp(min=tiny).log())
+
+
+# A row times a batch of matrices is several times faster than the matrices times a column.
+
+
+def row_sums(P: Tensor, b: Tensor) -> Tensor:
+    """``P b``, ``(R, m)``."""
+    return torch.bmm(b.unsqueeze(1), P.mT).squeeze(1)
+
+
+def column_sums(P: Tensor, a: Tensor) -> Tensor:
+    """``P^T a``, ``(R, n)``."""
+    return torch.bmm(a.unsqueeze(1), P).squeeze(1)
