@@ -434,8 +434,9 @@ def test_it_maps_and_composes_with_transforms(make):
 
 
 @pytest.mark.slow
-def test_it_compiles_into_one_graph():
-    case = robust_fit()
+@pytest.mark.parametrize("make", [robust_fit, lasso])
+def test_it_compiles_into_one_graph(make):
+    case = make()
     layer = case.layer()
     values = [value.clone().requires_grad_() for value in case.values]
     compiled = torch.compile(lambda *values: layer(*values)[0], fullgraph=True)

@@ -1,5 +1,7 @@
 """A wrong value for every argument of every ready node, and what the error must say."""
 
+import importlib
+
 import torch
 from problems import randn
 
@@ -25,6 +27,13 @@ def module(cls, x):
 def held(wrong):
     """Of a module: it has the arguments of the function, except what is given to its ``forward``."""
     return {name: value for name, value in wrong.items() if name not in ("x", "X", "solution")}
+
+
+def convex(**changes):
+    cp = importlib.import_module("cvxpy")
+    x, a = cp.Variable(3), cp.Parameter(3)
+    problem = cp.Problem(cp.Minimize(cp.norm(x - a)))
+    return nn.ConvexProgram(**{"problem": problem, "parameters": [a], "variables": [x], **changes})
 
 
 FAILURE = {"on_failure": ("explode", POLICY)}
@@ -201,5 +210,18 @@ READY_NODES = {
     nn.QuadraticProgram: (
         lambda **c: nn.QuadraticProgram(**{"Q": EYE, **c})(**({} if "q" in c else {"q": ONES})),
         PROGRAM,
+    ),
+    nn.ConvexProgram: (
+        convex,
+        {
+            "problem": (3, "must be a `cvxpy.Problem`, got int"),
+            "parameters": (3, "must be a list of `cvxpy.Parameter`, got int"),
+            "variables": (3, "must be a list of `cvxpy.Variable`, got int"),
+            "gp": ("yes", "(gp=...)` must be True or False"),
+            "solver_args": ({"eps": 1.0}, "Clarabel has no option 'eps'"),
+            "num_workers": (0, "(num_workers=...)` must be a positive integer"),
+            "check": ("yes", "(check=...)` must be True or False"),
+            **FAILURE,
+        },
     ),
 }

@@ -189,7 +189,9 @@ def _solve_quadratic(canonical: Canonical, data: ConeData) -> _Answer:
     )
     parts = [part for part in (found.equality_multipliers, found.inequality_multipliers) if part is not None]
     z = torch.cat(parts, dim=1) if parts else data.b
-    lost = ((found.status == Status.UNBOUNDED) | (found.status == Status.INFEASIBLE)).unsqueeze(1)
+    # Numbers, since a graph of torch.compile does not compare with an enumeration.
+    unbounded, infeasible = int(Status.UNBOUNDED), int(Status.INFEASIBLE)
+    lost = ((found.status == unbounded) | (found.status == infeasible)).unsqueeze(1)
     return _Answer(
         torch.where(lost, torch.nan, found.y),
         torch.where(lost, torch.nan, z),
