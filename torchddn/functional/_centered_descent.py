@@ -14,12 +14,12 @@ from torch import Tensor
 from torchddn.functional._descent import NOISE, Descent, Local, descend
 from torchddn.penalties import Penalty
 
-__all__ = ["descend_centered"]
+__all__ = ["Curvature", "descend_centered", "newton_step"]
 
 _NUM_PRODUCTS = 6  # for a Newton step, which need not be exact
 
 
-class _Curvature(NamedTuple):
+class Curvature(NamedTuple):
     """``H = total I + sum_i kappa2_i r_i r_i^T`` at ``y``, ``(R, k, m)``; ``x`` is ``(R, n, m)``."""
 
     x: Tensor
@@ -45,7 +45,6 @@ def descend_centered(
     x = x - center
     squares = torch.linalg.vector_norm(x, dim=2).square_().unsqueeze(1)
     c = None if c is None else c.unsqueeze(1)
-    offset = torch.linalg.vector_norm(center, dim=2)
     alpha = alpha.reshape(-1, 1, 1)
     flat = (starts - center).reshape(-1, m)
     exact = torch.zeros_like(flat[:, 0], dtype=torch.bool)
@@ -55,7 +54,7 @@ def descend_centered(
     def look(y: Tensor, items: Tensor) -> Local:
         if len(items) == len(flat):
             flat.copy_(y)
-            seen, precise = _look(penalty, x, squares, alpha, c, flat.view_as(starts), offset)
+            seen, precise = _look(penalty, x, squares, alpha, c, flat.view_as(starts), center)
             exact.copy_((precise & resolved).flatten())
             return Local(*(field.flatten(0, 1) for field in seen))
         # Other starts of an item are looked from once more, which is cheaper than a copy of the points for each.
@@ -63,7 +62,7 @@ def descend_centered(
         rows, place = torch.unique(items // num_starts, return_inverse=True)
         at, some = place * num_starts + items % num_starts, None if c is None else c[rows]
         seen, precise = _look(
-            penalty, x[rows], squares[rows], alpha[rows], some, flat.view_as(starts)[rows], offset[rows]
+            penalty, x[rows], squares[rows], alpha[rows], some, flat.view_as(starts)[rows], center[rows]
         )
         exact[items] = (precise & resolved[rows]).flatten()[at]
         return Local(*(field.flatten(0, 1)[at] for field in seen))
@@ -74,7 +73,7 @@ def descend_centered(
 
 
 def _look(
-    penalty: Penalty, x: Tensor, squares: Tensor, alpha: Tensor, c: Tensor | None, y: Tensor, offset: Tensor
+    penalty: Penalty, x: Tensor, squares: Tensor, alpha: Tensor, c: Tensor | None, y: Tensor, center: Tensor
 ) -> tuple[Local, Tensor]:
     """What is seen from ``y``, ``(R, k, m)``, and whether the gradient is exact to rounding, ``(R, k)``."""
     eps = torch.finfo(x.dtype).eps
@@ -89,19 +88,20 @@ def _look(
     # kappa1 is weights times total, and where all weights are zero nothing moves.
     reweighted = torch.where((total > 0).unsqueeze(2), torch.bmm(weights, x), y)
     gradient = total.unsqueeze(2) * (y - reweighted)
-    slope, size = torch.linalg.vector_norm(gradient, dim=2), length + offset
+    slope, size = torch.linalg.vector_norm(gradient, dim=2), torch.linalg.vector_norm(y + center, dim=2)
     rounding = pull + total * size
     noise = NOISE * eps * (objective + pull * size + total * length.square())
-    at_rest = slope <= NOISE * eps * rounding
-    precise = (kappa2 * z).sum(dim=2).abs() * length.square() <= rounding
+    blur = (kappa2 * z).sum(dim=2).abs() * length.square()  # what the error of z^2 does to the gradient
+    at_rest = slope <= NOISE * eps * (rounding + blur)
+    precise = (slope <= NOISE * eps * rounding) & (blur <= rounding)
     newton = reweighted
     if not penalty.isotropic and not bool(at_rest.all()):
-        step, usable = _newton_step(_Curvature(x, y, total.unsqueeze(2), kappa2), gradient)
+        step, usable = newton_step(Curvature(x, y, total.unsqueeze(2), kappa2), gradient)
         newton = torch.where(usable, y - step, reweighted)
     return Local(objective, noise, slope, at_rest, reweighted, newton), precise
 
 
-def _newton_step(H: _Curvature, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def newton_step(H: Curvature, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """By a few conjugate gradient steps; not usable where they meet negative curvature, ``(R, k, 1)``."""
     step, residual, direction = torch.zeros_like(gradient), gradient, gradient
     square = residual.square().sum(dim=2, keepdim=True)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchddn.functional._degeneracy import warn_undetermined
 from torchddn.functional._handmade import Answer, solve
-from torchddn.functional._outcome import warn_degenerate
 from torchddn.linear import Saddle, solve_certified
 
 __all__ = ["SaddleSolve", "solve_saddle"]
@@ -43,7 +43,12 @@ class SaddleSolve:
         certified = solve_certified(Saddle(H, R.masked_fill(held.unsqueeze(1), 0.0), active), v)
         # What v asks for may be determined although not everything is: then the system has a solution.
         asked = certified.residual > torch.finfo(v.dtype).eps ** 0.5
-        warn_degenerate(self.call, certified.degenerate & asked)
+        warn_undetermined(
+            self.call,
+            certified.degenerate & asked,
+            "the solution is not isolated there",
+            "curvature or another constraint singles one out",
+        )
         return (certified.solution,)
 
     def outline(self, inputs: Sequence[Tensor]) -> Answer:

@@ -32,8 +32,8 @@ from torchddn.functional._found import Found
 
 __all__ = ["solve_truncated"]
 
-_CELLS_PER_ALPHA = 16
-_MOST_CELLS = 2048  # of a row that is searched by cells
+_CELLS_PER_ALPHA = 8
+_MOST_CELLS = 1024  # of a row that is searched by cells
 _LEAST_POINTS = 64  # likewise
 
 
@@ -83,7 +83,7 @@ def _solve(x: Tensor, alpha: Tensor, c: Tensor | None) -> Tensor:
 def _among_promising(x: Tensor, alpha: Tensor, c: Tensor | None) -> Tensor:
     r"""The best of the sets that bounds do not rule out.
 
-    Let cells of width ``d = alpha / 16`` begin at ``g_k = x_0 + k d``. For y in a cell, the points J of
+    Let cells of width ``d = alpha / 8`` begin at ``g_k = x_0 + k d``. For y in a cell, the points J of
     ``[g_{k+1} - alpha, g_k + alpha]`` are inliers; a point within d left of these gains at most ``2 alpha (d - s)``
     with ``s = y - g_k``, one within d right of them at most ``2 alpha s``, and others nothing. So the gain in the cell
     is at most that of J, a parabola in y, plus ``2 alpha d`` times the larger of the two weights. A cell in which this
@@ -95,9 +95,12 @@ def _among_promising(x: Tensor, alpha: Tensor, c: Tensor | None) -> Tensor:
     x, L = sums.x, _CELLS_PER_ALPHA
     num_cells = int((L * (x[:, -1] - x[:, 0])).amax().item()) + 1
     edge = x[:, :1] + torch.arange(-L, num_cells + 1 + L, device=device) / L
-    position = torch.searchsorted(x, edge[:, L:-L].contiguous())
-    before, after = position.new_zeros(num_rows, L), position.new_full((num_rows, L), n)
-    position = torch.cat([before, position, after], dim=1)
+    # How many points lie before each edge is counted: a search for it takes four times as long.
+    width = edge.shape[1] - 1
+    place = ((x - x[:, :1]) * L).long().add_((width * torch.arange(num_rows, device=device) + L).unsqueeze(1))
+    position = place.new_zeros(num_rows, width + 1)
+    counts = torch.bincount(place.flatten(), minlength=num_rows * width)
+    torch.cumsum(counts.view(num_rows, width), 1, out=position[:, 1:])
     # The edges that matter to cell k, with the L edges before the first point counted, are k, k + 1, k + 2 L and
     # k + 2 L + 1.
     weight, total, square = (t.gather(1, position) for t in sums[1:])

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchddn.functional._degeneracy import warn_undetermined
 from torchddn.functional._handmade import Answer, solve
-from torchddn.functional._outcome import warn_degenerate
 from torchddn.functional._sparse_data import multiply, multiply_symmetric
 from torchddn.quadratic.backends import work_through
 
@@ -184,7 +184,12 @@ class SparseSaddle:
             degenerate[items] = impossible
 
         work_through(work, len(members))
-        warn_degenerate(self.call, torch.as_tensor(degenerate))
+        warn_undetermined(
+            self.call,
+            torch.as_tensor(degenerate),
+            "the solution is not isolated there",
+            "curvature or another constraint singles one out",
+        )
         return (torch.as_tensor(found).to(inputs[2]),)
 
     def outline(self, inputs: Sequence[Tensor]) -> Answer:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchddn.functional._blocks import block_size, blocks, sorted_rows
-from torchddn.functional._centered_descent import descend_centered
+from torchddn.functional._centered_descent import Curvature, descend_centered, newton_step
 from torchddn.functional._descent import NOISE, Descent, Local, descend
 from torchddn.penalties import Huber, Penalty
 from torchddn.status import Status
@@ -19,12 +19,12 @@ from torchddn.status import Status
 __all__ = ["minimize"]
 
 _MAX_STEPS = 200
+_MAX_CENTERED_STEPS = 40  # of which another descent takes up what is left
 _NUM_POINT_STARTS = 8  # data points, more than alpha apart, from which to descend
 _NUM_CANDIDATES = 4096  # data points whose objective is looked at
 _FEW = 64  # up to so many points each is a start of the truncated quadratic
 _WIDER = (2.0, 1.6, 1.3, 1.15)  # alphas from which it descends
 _DENSE = 24  # up to so many coordinates a factorization of the Hessian is cheaper than products with it
-_NUM_PRODUCTS = 6  # for a Newton step without one; it need not be exact
 
 
 def minimize(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None) -> Descent:
@@ -47,7 +47,7 @@ def _best_descent(
         row = item.repeat_interleave(num_starts)
         found, exact = _descend_from(penalty, x, alpha, c, starts.flatten(0, 1), row), None
     else:
-        found, exact = descend_centered(penalty, x, alpha, c, starts, center, _MAX_STEPS)
+        found, exact = _descend_centered(penalty, x, alpha, c, starts, center)
     if num_starts > 1:
         chosen = item * num_starts + _first_lowest(found.objective.unflatten(0, (-1, num_starts)))
         found = Descent(*(field[chosen] for field in found))
@@ -61,6 +61,20 @@ def _best_descent(
     last = _descend_from(penalty, x, alpha, c, found.y[rest], rest)
     last = last._replace(num_steps=last.num_steps + found.num_steps[rest])
     return Descent(*(mine.index_copy(0, rest, theirs) for mine, theirs in zip(found, last, strict=True)))
+
+
+def _descend_centered(
+    penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, starts: Tensor, center: Tensor
+) -> tuple[Descent, Tensor]:
+    """As ``descend_centered``, with few enough items at a time for what depends on start and point."""
+    parts = []
+    size = block_size(starts.shape[1] * x.shape[1], x.device)
+    for at in (slice(start, start + size) for start in range(0, len(x), size)):
+        weights = None if c is None else c[at]
+        found, exact = descend_centered(penalty, x[at], alpha[at], weights, starts[at], center[at], _MAX_CENTERED_STEPS)
+        parts.append((*found, exact))
+    *fields, exact = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Descent(*fields), exact
 
 
 def _point_starts(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, middle: Tensor) -> Tensor:
@@ -116,8 +130,9 @@ def _look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, y: Tenso
     gradient, reweighted = sums[:, 0], y - sums[:, 1]
     slope, size = torch.linalg.vector_norm(gradient, dim=1), torch.linalg.vector_norm(y, dim=1)
     pull = (kappa1 * z).sum(dim=1)
+    at_rest = slope <= NOISE * eps * (pull + total * size)
     newton = reweighted
-    if not penalty.isotropic:
+    if not penalty.isotropic and not bool(at_rest.all()):
         kappa2 = penalty.kappa2(z, alpha)
         kappa2 = kappa2 if c is None else c * kappa2
         solver = _by_factor if r.shape[2] <= _DENSE else _by_products
@@ -127,7 +142,7 @@ def _look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, y: Tenso
         objective,
         NOISE * eps * (objective + pull * size),
         slope,
-        slope <= NOISE * eps * (pull + total * size),
+        at_rest,
         reweighted,
         newton,
     )
@@ -143,23 +158,10 @@ def _by_factor(r: Tensor, total: Tensor, kappa2: Tensor, gradient: Tensor) -> tu
 
 
 def _by_products(r: Tensor, total: Tensor, kappa2: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Newton's step by a few conjugate gradient steps; not usable where they meet negative curvature."""
-    step, residual, direction = torch.zeros_like(gradient), gradient, gradient
-    square = residual.square().sum(dim=1, keepdim=True)
-    goal = 1e-4 * square
-    usable = torch.ones_like(total, dtype=torch.bool)
-    for _ in range(_NUM_PRODUCTS):
-        along = kappa2 * torch.bmm(r, direction.unsqueeze(2)).squeeze(2)
-        product = total.unsqueeze(1) * direction + torch.bmm(along.unsqueeze(1), r).squeeze(1)
-        curvature = (direction * product).sum(dim=1, keepdim=True)
-        usable &= (curvature > 0).squeeze(1) | (square <= goal).squeeze(1)
-        share = torch.where((square > goal) & (curvature > 0), square / curvature, 0)
-        step, residual = step + share * direction, residual - share * product
-        square_prev, square = square, residual.square().sum(dim=1, keepdim=True)
-        if bool((square <= goal).all()):
-            break
-        direction = residual + torch.where(square_prev > 0, square / square_prev, 0) * direction
-    return step, usable & step.isfinite().all(dim=1)
+    """The same without a Hessian."""
+    origin, gradient = torch.zeros_like(gradient).unsqueeze(1), gradient.unsqueeze(1)
+    step, usable = newton_step(Curvature(r, origin, total.reshape(-1, 1, 1), kappa2.unsqueeze(1)), gradient)
+    return step.squeeze(1), usable.flatten()
 
 
 def _best_points(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, middle: Tensor) -> Tensor:
@@ -187,9 +189,7 @@ def _first_lowest(objective: Tensor) -> Tensor:
     return (objective <= lowest * (1 + NOISE * torch.finfo(objective.dtype).eps)).to(torch.int8).argmax(dim=1)
 
 
-def _objective_at(
-    penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, y: Tensor, middle: Tensor
-) -> Tensor:
+def _objective_at(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, y: Tensor, middle: Tensor) -> Tensor:
     """``f`` at several points of each item, ``(R, k)``.
 
     Distances come from a matrix product; it is taken of centered data in float64, since it subtracts squares.

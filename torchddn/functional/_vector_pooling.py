@@ -163,9 +163,7 @@ class VectorPooling:
             pushed = pushed - ((kappa1 * dweights[0]).unsqueeze(2) * r).sum(dim=1)
         return torch.where(sound.unsqueeze(1), self._solve(parts, pushed), 0)
 
-    def _parts(
-        self, y: Tensor, inputs: Sequence[Tensor], sound: Tensor | None, out: Tensor | None = None
-    ) -> _Parts:
+    def _parts(self, y: Tensor, inputs: Sequence[Tensor], sound: Tensor | None, out: Tensor | None = None) -> _Parts:
         """At ``y``, ``r`` in ``out``; any finite numbers for items that are not sound, if there are such."""
         x, alpha, *weights = inputs
         r = torch.sub(y.unsqueeze(1), x, out=out)
@@ -236,7 +234,7 @@ class VectorPooling:
 
 
 def _conjugate_gradients(parts: _Parts, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An answer to ``H w = v``, ``r.w``, and whether the true residual is zero to rounding and H positive on the way."""
+    """An answer to ``H w = v``, ``r.w``, and whether the residual is zero to rounding and H positive where it went."""
     eps = torch.finfo(v.dtype).eps
     w, residual, direction = torch.zeros_like(v), v, v
     square = residual.square().sum(dim=1, keepdim=True)
