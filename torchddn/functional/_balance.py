@@ -13,8 +13,8 @@ products of non-negative numbers, and its diagonal is ``sum_{k != i} W_ik`` and 
 a permutation, where S is tiny beside p, keeps all its digits so.
 
 With e = f = 0 there is one solution up to ``(x + s, y - s)`` if all rows and columns are linked, and one up to that in
-each of the parts of the plan if not (:mod:`torchddn.functional._parts`). It is the one of minimum norm that is returned,
-and an unsolvable right-hand side is projected: the pseudo-inverse. A row of zeros has x = 0.
+each of the parts of the plan if not (:mod:`torchddn.functional._parts`). The one of minimum norm is returned, and an
+unsolvable right-hand side is projected: the pseudo-inverse. A row of zeros has x = 0.
 
 The answer is certified by ``|(g, h) - K (x, y)|``, in the units that make the diagonal of K one. Items that miss it are
 solved by Cholesky, part by part, and refined with residuals in float64; what this does not reach, by eigenvectors of S.
@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from torchddn.functional._gibbs import column_sums, row_sums
-from torchddn.functional._parts import linked, parts, whole
+from torchddn.functional._parts import center, linked, parts, whole
 from torchddn.linear import default_rtol
 
 __all__ = ["Balance", "balance", "conjugate_gradients", "factored", "work_of_factoring"]
@@ -95,16 +95,17 @@ def balance(
         return Balance(x, y, residual, undetermined)
     p, q = P.sum(dim=2).double(), P.sum(dim=1).double()
     empty_p, empty_q = p <= 0, q <= 0
+    simple = e is None and f is None and not bool(empty_p.any() | empty_q.any())
     e, f = torch.zeros_like(p) if e is None else e, torch.zeros_like(q) if f is None else f
     d1, d2 = (p + e).masked_fill_(empty_p, 1), (q + f).masked_fill_(empty_q, 1)
     system = _System(P, p, q, e, f, d1, d2, g.masked_fill(empty_p, 0), h.masked_fill(empty_q, 0))
-    one = whole(p, q, e, f)
-    g, h = one.project(system.g, system.h)
+    project = center if simple else whole(p, q, e, f).project
+    g, h = project(system.g, system.h)
     most = work_of_factoring(P.shape[1])
     x, done = conjugate_gradients(P, d1, d2, g - row_sums(P, (h / d2).to(P.dtype)), rtol, most)
     y = (h - column_sums(P, x.to(P.dtype))) / d2
     residual = system.relative(g - d1 * x - row_sums(P, y.to(P.dtype)))
-    x, y = one.project(x, y)
+    x, y = project(x, y)
     done &= residual <= default_rtol(P.dtype)
     undetermined = torch.zeros_like(done)
     if unique:
@@ -199,7 +200,7 @@ def conjugate_gradients(
 
 
 def factored(P: Tensor, d2: Tensor, e: Tensor, f: Tensor | None, rhs: Tensor, grounded: Tensor) -> Tensor:
-    """``x`` of ``S x = rhs`` by Cholesky in float64, one node of the ``grounded``, ``(R,)``, aside; zero if it fails."""
+    """``x`` of ``S x = rhs`` by Cholesky in float64, a node of the ``grounded``, ``(R,)``, aside; zero if it fails."""
     x = torch.empty_like(rhs)
     num_items = max(1, (_CHUNK if P.device.type == "cpu" else 2**28) // P.shape[1] ** 2)
     for first in range(0, len(P), num_items):
@@ -231,7 +232,7 @@ def _laplacian(P: Tensor, d2: Tensor, e: Tensor, f: Tensor | None, rows: Tensor 
 
 
 def _anchored(S: Tensor, scale: Tensor, rows: Tensor, free: Tensor) -> Tensor:
-    """S with a second weight on one node of each free part, the heaviest, which takes the constant to zero there. In place."""
+    """S with a second weight on the heaviest node of each free part: the constant is zero there. In place."""
     diagonal = S.diagonal(dim1=1, dim2=2)
     weight = diagonal / scale.square()
     heaviest = torch.zeros_like(weight).scatter_reduce(1, rows, weight, "amax").gather(1, rows) == weight

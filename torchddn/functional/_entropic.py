@@ -46,33 +46,42 @@ class EntropicPlan:
     penalized: bool
 
     def solve(self, inputs: Sequence[Tensor]) -> Answer:
-        """``P``; status, steps and the error of the marginals, ``(R,)`` each."""
+        """``P``; status, steps and the error of the marginals, ``(R,)`` each; potentials of rows and columns."""
         cost, r, c, gamma = inputs[:4]
         rho = inputs[4:] if self.penalized else (torch.full_like(gamma, torch.inf),) * 2
         if cost.shape[1] > cost.shape[2]:
-            P, *others = self._solve(cost.mT, c, r, gamma, rho[1], rho[0])
-            return P.mT.contiguous(), *others
+            P, *others, v, u = self._solve(cost.mT, c, r, gamma, rho[1], rho[0])
+            return P.mT.contiguous(), *others, u, v
         return self._solve(cost, r, c, gamma, *rho)
 
     def outline(self, inputs: Sequence[Tensor]) -> Answer:
-        cost, gamma = inputs[0], inputs[3]
+        cost, r, c, gamma = inputs[:4]
         integers = gamma.new_empty(gamma.shape, dtype=torch.int64)
-        return (
-            cost.new_empty(cost.shape),
-            integers,
-            torch.empty_like(integers),
-            gamma.new_empty(gamma.shape, dtype=torch.float64),
-        )
+        error, u, v = (t.new_empty(t.shape, dtype=torch.float64) for t in (gamma, r, c))
+        return cost.new_empty(cost.shape), integers, torch.empty_like(integers), error, u, v
 
     def _solve(self, cost: Tensor, r: Tensor, c: Tensor, gamma: Tensor, rho_r: Tensor, rho_c: Tensor) -> Answer:
         num_items, m, n = cost.shape
         if not cost.numel():
             integers = torch.zeros(num_items, dtype=torch.int64, device=cost.device)
-            return cost.clone(), integers, integers.clone(), integers.double()
+            return (
+                cost.clone(),
+                integers,
+                integers.clone(),
+                integers.double(),
+                *(torch.zeros_like(z, dtype=torch.float64) for z in (r, c)),
+            )
         r, c, gamma, rho_r, rho_c = (tensor.double() for tensor in (r, c, gamma, rho_r, rho_c))
+        low, high = cost.amin(dim=(1, 2)), cost.amax(dim=(1, 2))
+        if not self.penalized:
+            # Mostly there is nothing to set aside, which one look tells.
+            sums = r.sum(dim=1), c.sum(dim=1)
+            numbers = torch.stack([*sums, gamma, low.double(), high.double()])
+            least = torch.minimum(r.amin(dim=1), c.amin(dim=1))
+            if bool((numbers.isfinite() & (least > 0)).all()):
+                return self._scale(cost, r, c, gamma, rho_r, rho_c, low, high, (sums[0] * sums[1]).sqrt(), masked=False)
         numbers = torch.cat([r, c, gamma.unsqueeze(1), rho_r.nan_to_num(posinf=1).unsqueeze(1)], dim=1)
         finite = numbers.isfinite().all(dim=1) & rho_c.nan_to_num(nan=-torch.inf).ne(-torch.inf)
-        low, high = cost.amin(dim=(1, 2)), cost.amax(dim=(1, 2))
         finite &= (low > -torch.inf) & ~high.isnan()
         masked = bool((~high.isfinite()).any()) or bool(((r == 0).any(dim=1) | (c == 0).any(dim=1)).any())
         filled = finite
@@ -95,10 +104,30 @@ class EntropicPlan:
             items = sound.nonzero().squeeze(1)
             P = torch.where(empty.reshape(-1, 1, 1), cost.new_zeros(()), torch.nan).repeat(1, m, n)
             error = torch.where(empty, 0.0, torch.nan).double()
+            u, v = torch.zeros_like(r), torch.zeros_like(c)
             if len(items):
                 chosen = (tensor[items] for tensor in (cost, r, c, gamma, rho_r, rho_c))
-                P[items], status[items], num_steps[items], error[items] = self._solve(*chosen)
-            return P, status, num_steps, error
+                found = self._solve(*chosen)
+                for all_items, some in zip((P, status, num_steps, error, u, v), found, strict=True):
+                    all_items[items] = some
+            return P, status, num_steps, error, u, v
+        return self._scale(cost, r, c, gamma, rho_r, rho_c, low, high, mass, masked=masked)
+
+    def _scale(
+        self,
+        cost: Tensor,
+        r: Tensor,
+        c: Tensor,
+        gamma: Tensor,
+        rho_r: Tensor,
+        rho_c: Tensor,
+        low: Tensor,
+        high: Tensor,
+        mass: Tensor,
+        *,
+        masked: bool,
+    ) -> Answer:
+        """The same for items that are finite, and that no single row or column makes infeasible."""
         h = 0.5 * mass.log().unsqueeze(1)
         kappa_r, kappa_c = 1 / (gamma * rho_r), 1 / (gamma * rho_c)
         if self.penalized:
@@ -112,7 +141,7 @@ class EntropicPlan:
         largest = torch.maximum(torch.where(high.isinf(), low, high).abs(), low.abs()).double()
         goal = (8 * torch.finfo(torch.float64).eps * gamma * largest).clamp(min=self.atol)
         found = sinkhorn(problem, self.atol, self.max_steps)
-        P, u, error, num_steps = found.P, found.potentials.u, found.error, found.num_steps
+        (u, v), P, error, num_steps = found.potentials, found.P, found.error, found.num_steps
         left = ((error > goal) | ~error.isfinite()) & (num_steps < self.max_steps)
         if bool(left.any()):
             items = left.nonzero().squeeze(1)
@@ -130,9 +159,10 @@ class EntropicPlan:
                 P = ended.P
             else:
                 P[items] = ended.P
-            error[items], u[items] = ended.error, ended.potentials.u
+            error[items] = ended.error
+            u[items], v[items] = ended.potentials
             num_steps[items] += ended.num_steps
-        status = torch.where(error <= goal, status, int(Status.MAX_STEPS))
+        status = torch.where(error <= goal, int(Status.CONVERGED), int(Status.MAX_STEPS))
         failed = (status != Status.CONVERGED) & high.isinf() & rho_r.isinf() & rho_c.isinf()
         if bool(failed.any()):
             items = failed.nonzero().squeeze(1)
@@ -142,7 +172,8 @@ class EntropicPlan:
         if not gentle:
             P.masked_fill_(P < _SMALLEST, 0)
         scale = mass.to(P.dtype)
-        return P.mul_(scale.reshape(-1, 1, 1)), status, num_steps, error
+        u, v = (u + mass.log().unsqueeze(1)).masked_fill(r == 0, 0), v.masked_fill(c == 0, 0)
+        return P.mul_(scale.reshape(-1, 1, 1)), status, num_steps, error, u, v
 
     def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
         cost, r, c, gamma = inputs[:4]
@@ -228,18 +259,27 @@ def _slope(P: Tensor, v: Tensor, x: Tensor | None, y: Tensor | None) -> Tensor:
     return slope.neg_().masked_fill_(unsound, 0)
 
 
-def potentials(call: str, P: Tensor, cost: Tensor, gamma: Tensor, *, told: bool) -> tuple[Tensor, Tensor]:
-    """``u`` and ``v`` of ``log P + gamma M = u_i + v_j``, differentiable; those of least norm.
+def potentials(
+    call: str, P: Tensor, cost: Tensor, gamma: Tensor, known: tuple[Tensor, Tensor], *, told: bool
+) -> tuple[Tensor, Tensor]:
+    """``u`` and ``v`` of ``log P + gamma M = u_i + v_j``, float64, differentiable, made of least norm by one constant.
 
-    With ``told``, ``call`` warns where there are others than those that differ by one constant.
+    Their values are the ``known`` ones, since a plan does not tell them where its entries are zero to rounding; the
+    derivatives are those of a fit. With ``told``, ``call`` warns where these are some of many.
     """
     P = torch.where(P[:, :1, :1].isnan(), 0, P)
-    known = P > 0
-    exponent = torch.where(known, torch.where(known, P, 1).log() + gamma.reshape(-1, 1, 1) * finite_cost(cost), 0)
+    present = P > 0
+    exponent = torch.where(present, torch.where(present, P, 1).log() + gamma.reshape(-1, 1, 1) * finite_cost(cost), 0)
     none = exponent.new_zeros(exponent.shape[:2], dtype=torch.float64)
     nothing = exponent[:, 0].double() * 0
     right = none, nothing, none[:, :0], nothing[:, :0]
-    return respond(P.detach(), exponent, *right, call=call, unique=True, told=told)
+    x, y = respond(P.detach(), exponent, *right, call=call, unique=True, told=told)
+    live_u, live_v = present.any(dim=2), present.any(dim=1)
+    u, v = torch.where(live_u, known[0], 0), torch.where(live_v, known[1], 0)
+    count = (live_u.sum(dim=1) + live_v.sum(dim=1)).clamp(min=1)
+    shift = ((u.sum(dim=1) - v.sum(dim=1)) / count).unsqueeze(1)
+    u, v = torch.where(live_u, u - shift, 0), torch.where(live_v, v + shift, 0)
+    return x + (u - x).detach(), y + (v - y).detach()
 
 
 def finite_cost(cost: Tensor) -> Tensor:

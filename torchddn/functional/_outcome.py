@@ -1,17 +1,15 @@
 """How a ready node ends: failures are reported as ``on_failure=`` says, and a Solution is made if asked for."""
 
-import warnings
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from torchddn.diagnostics import File, forward_record, is_recording
-from torchddn.errors import DegenerateGradientWarning
 from torchddn.functional._reading import read
 from torchddn.status import Solution, Status, report_failures
 
-__all__ = ["conclude", "solution_of", "warn_degenerate"]
+__all__ = ["conclude", "solution_of"]
 
 
 def conclude(
@@ -49,24 +47,6 @@ def conclude(
         return y
     failed = (status != int(Status.CONVERGED)).reshape(-1, *[1] * (y.dim() - 1))
     return torch.where(failed, torch.nan, y)
-
-
-def warn_degenerate(call: str, degenerate: Tensor) -> None:
-    """Warns of the items, ``(R,)``, whose gradient the problem does not determine."""
-
-    def look(degenerate: Tensor) -> None:
-        items = degenerate.flatten().nonzero().flatten().tolist()
-        if items:
-            shown = ", ".join(map(str, items[:8])) + (", ..." if len(items) > 8 else "")
-            warnings.warn(
-                f"`{call}`: the gradient of {len(items)} of {degenerate.numel()} items is one of many, because the "
-                f"solution is not isolated there (items {shown}). The one of minimum norm is returned; a larger alpha, "
-                f"or a smooth penalty, singles one out.",
-                DegenerateGradientWarning,
-                stacklevel=2,
-            )
-
-    read(look, degenerate)
 
 
 def solution_of(

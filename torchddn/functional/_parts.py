@@ -14,7 +14,7 @@ from torch import Tensor
 
 from torchddn.functional._gibbs import column_sums, row_sums
 
-__all__ = ["Parts", "linked", "negligible", "parts", "whole"]
+__all__ = ["Parts", "center", "linked", "negligible", "parts", "whole"]
 
 
 def negligible(dtype: torch.dtype) -> float:
@@ -50,6 +50,12 @@ class Parts(NamedTuple):
         total = torch.zeros_like(self.count).scatter_add_(1, self.rows, a).scatter_add_(1, self.columns, -b)
         excess = self.free * total / self.count
         return a - excess.gather(1, self.rows) * self.live_r, b + excess.gather(1, self.columns) * self.live_c
+
+
+def center(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """:meth:`Parts.project` for one free part with mass everywhere."""
+    excess = (a.sum(dim=1, keepdim=True) - b.sum(dim=1, keepdim=True)) / (a.shape[1] + b.shape[1])
+    return a - excess, b + excess
 
 
 def whole(p: Tensor, q: Tensor, e: Tensor, f: Tensor) -> Parts:

@@ -11,10 +11,12 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
 from torchddn.compiler import uncompiled
-from torchddn.functional._outcome import warn_degenerate
+from torchddn.functional._degeneracy import warn_undetermined
 from torchddn.linear import DenseMatrix, solve_certified
 
 __all__ = ["pseudo_inverse"]
+
+_NOT_ISOLATED = "the solution is not isolated there", "a larger alpha, or a smooth penalty, singles one out"
 
 
 def pseudo_inverse(H: Tensor) -> Tensor:
@@ -31,7 +33,7 @@ class _PseudoInverse(torch.autograd.Function):
             return torch.zeros_like(H)
         identity = torch.eye(H.shape[1], dtype=H.dtype, device=H.device).expand_as(H).contiguous()
         certified = solve_certified(DenseMatrix(H, symmetric=True), identity)
-        warn_degenerate("robust_vector_pool", certified.degenerate)
+        warn_undetermined("robust_vector_pool", certified.degenerate, *_NOT_ISOLATED)
         return certified.solution.clone(memory_format=torch.contiguous_format)
 
     @staticmethod

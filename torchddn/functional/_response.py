@@ -73,8 +73,9 @@ class Response:
                 "marginals of zero, or parts of the plan that no mass links, leave the response to r and c free",
                 "positive marginals and a smaller gamma determine it",
             )
-        finite = torch.cat([g, h], dim=1).isfinite().all(dim=1)
-        self._report(found.residual, finite & ~(found.residual <= default_rtol(P.dtype)))
+        failed = ~(found.residual <= default_rtol(P.dtype))
+        if bool(failed.any()):
+            self._report(found.residual, failed & torch.cat([g, h], dim=1).isfinite().all(dim=1))
         return torch.cat([found.x, found.y], dim=1), found.residual
 
     def outline(self, inputs: Sequence[Tensor]) -> Answer:

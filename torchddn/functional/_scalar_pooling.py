@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from torchddn.functional._blocks import block_size, is_plain, part, uniform
+from torchddn.functional._degeneracy import warn_undetermined
 from torchddn.functional._descent import NOISE
 from torchddn.functional._found import Found
 from torchddn.functional._handmade import Answer
-from torchddn.functional._outcome import warn_degenerate
 from torchddn.functional._scalar_convex import curvature_, solve_convex, solve_huber
 from torchddn.functional._scalar_truncated import solve_truncated
 from torchddn.functional._scalar_welsch import solve_welsch
@@ -32,6 +32,8 @@ from torchddn.penalties import Huber, Penalty, TruncatedQuadratic
 from torchddn.status import Status
 
 __all__ = ["ScalarPooling"]
+
+_NOT_ISOLATED = "the solution is not isolated there", "a larger alpha, or a smooth penalty, singles one out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ class ScalarPooling:
         if is_plain(y, v, *inputs):
             return self._pull_blocks(y, v, inputs, needed)
         grads, flat = self._pull_rows(y, v, inputs, needed)
-        warn_degenerate("robust_pool", flat)
+        warn_undetermined("robust_pool", flat, *_NOT_ISOLATED)
         return grads
 
     def _pull_blocks(
@@ -114,7 +116,7 @@ class ScalarPooling:
                 for grad, values in zip(grads, parts, strict=True):
                     if grad is not None and values is not None:
                         grad[rows] = values
-        warn_degenerate("robust_pool", flat & ~dead)
+        warn_undetermined("robust_pool", flat & ~dead, *_NOT_ISOLATED)
         return grads
 
     def _pull_rows(
@@ -140,7 +142,7 @@ class ScalarPooling:
         x, alpha, *weights = inputs
         dx, dalpha, *dweights = tangents
         slope, phi_yy, S, flat = self._parts(y, inputs)
-        warn_degenerate("robust_pool", flat)
+        warn_undetermined("robust_pool", flat, *_NOT_ISOLATED)
         c = weights[0] if weights else 1
         dy = torch.zeros_like(y)
         if dx is not None:

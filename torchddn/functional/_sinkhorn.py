@@ -75,11 +75,14 @@ def sinkhorn(problem: Transport, atol: float, max_steps: int) -> Scaled:
         if is_check(step) or step == max_steps:
             wanted = r if not here.penalized else r * a.pow(-here.kappa_r.to(dtype).unsqueeze(1))
             now = (wanted - a * (sums + zero_r)).abs().sum(dim=1, dtype=torch.float64)
-            drift = torch.maximum(_size(a), _size(b))
-            fall = (now / last_error).clamp(max=1.0).pow(1 / (step - last_step))
-            settled = drift <= _DRIFT
+            settled = torch.maximum(_size(a), _size(b)) <= _DRIFT
             done = settled & (now <= atol)
-            slow = _is_slow(now, fall, atol, m) & (step >= 4)
+            if len(items) == num_items and bool(done.all()):
+                P = K.mul_(a.unsqueeze(2)).mul_(b.unsqueeze(1))
+                absorbed = Potentials(at.u + a.double().log(), at.v + b.double().log())
+                return Scaled(P, absorbed, now, torch.full_like(num_steps, step), rate)
+            fall = (now / last_error).clamp(max=1.0).pow(1 / (step - last_step))
+            slow = _is_slow(now, fall, atol, m) if step >= 4 else torch.zeros_like(done)
             leaves = done | ~now.isfinite() | (slow & torch.isfinite(last_error)) | (step == max_steps)
             out, moved = bool(leaves.any()), not bool(settled.all())
             absorbed = Potentials(at.u + a.double().log(), at.v + b.double().log())

@@ -43,6 +43,7 @@ class Found(NamedTuple):
     c: Tensor
     gamma: Tensor
     rho: tuple[Tensor, Tensor] | None
+    potentials: tuple[Tensor, Tensor] | None  # where both marginals are constraints, and no mass is given
     status: Tensor
     num_steps: Tensor
     solver: str
@@ -94,17 +95,20 @@ def transport(
         formula, inputs = PartialPlan(call, precision, max_steps, gradient == "exact"), (*inputs, moved)
         solver = "dual ascent and Newton"
     with timed() as file:
-        P, status, num_steps, error = solve(formula, *inputs)
+        P, status, num_steps, error, *found = solve(formula, *inputs)
         P = conclude(call, P, status, error, on_failure, num_steps=num_steps, solver=solver, file=file)
-    return Found(P, flat, rows, columns, sharpness, rho, status, num_steps, solver)
+    known = (found[0], found[1]) if found and rho is None else None
+    return Found(P, flat, rows, columns, sharpness, rho, known, status, num_steps, solver)
 
 
 def value_of(call: str, found: Found, regularized: bool) -> Tensor:
     if not regularized:
         return (found.P * finite_cost(found.cost)).sum(dim=(1, 2))
-    if found.rho is None:
-        return solve(Value(call), found.P, found.cost, found.r, found.c, found.gamma)[0]
+    if found.potentials is not None:
+        return solve(Value(call), found.P, found.cost, found.r, found.c, found.gamma, *found.potentials)[0]
     value = (found.P * finite_cost(found.cost)).sum(dim=(1, 2)) + entropy(found.P) / found.gamma
+    if found.rho is None:
+        return value
     for rho, dim, target in ((found.rho[0], 2, found.r), (found.rho[1], 1, found.c)):
         penalized = rho.isfinite()
         value = value + torch.where(penalized, torch.where(penalized, rho, 1) * _kl(found.P.sum(dim=dim), target), 0)

@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 
 from torchddn.functional._blocks import block_size, is_plain
+from torchddn.functional._degeneracy import warn_undetermined
 from torchddn.functional._handmade import Answer
-from torchddn.functional._outcome import warn_degenerate
 from torchddn.functional._pseudo_inverse import pseudo_inverse
 from torchddn.functional._scalar_pooling import ScalarPooling
 from torchddn.functional._vector_descent import minimize
@@ -39,6 +39,8 @@ from torchddn.penalties import Penalty, Welsch
 from torchddn.status import Status
 
 __all__ = ["VectorPooling"]
+
+_NOT_ISOLATED = "the solution is not isolated there", "a larger alpha, or a smooth penalty, singles one out"
 
 _DENSE = 24  # up to so many coordinates a factorization of H is cheaper than products with it
 _FACTOR_BLOCK = 2**17  # numbers in a block of items, for a factorization
@@ -197,7 +199,7 @@ class VectorPooling:
         (n, m), k = r.shape[1:], kappa1.sum(dim=1, keepdim=True)
         if self.penalty.isotropic:
             flat = (k == 0).squeeze(1)
-            warn_degenerate("robust_vector_pool", flat)
+            warn_undetermined("robust_vector_pool", flat, *_NOT_ISOLATED)
             return torch.where(flat.unsqueeze(1), 0, v / torch.where(k == 0, 1, k))
         if m <= n:
             H = torch.diag_embed(k.expand_as(v)) + r.mT @ (kappa2.unsqueeze(2) * r)

@@ -124,9 +124,9 @@ def optimal_transport(
         by one linear solve on the smaller side and one pass over the plan. With constraints on both sides, only
         changes that keep the sums of r and c equal have a meaning; the gradient in (r, c) is the one of least norm.
         At a marginal of zero the gradient in it is zero, not its one-sided derivative. Where parts of the plan are not
-        linked, by infinite costs or by mass below rounding, it is the one of least norm too; a DegenerateGradientWarning
-        tells of both if r or c has a gradient. Items that are NaN have a gradient of zero. The residual of every solve
-        is measured; one that stays above rounding is told as well.
+        linked, by infinite costs or by mass below rounding, it is the one of least norm too. A
+        DegenerateGradientWarning tells of both if r or c has a gradient, and of a solve whose residual, which is
+        measured every time, stays above rounding. Items that are NaN have a gradient of zero.
 
     Example:
         >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
@@ -149,8 +149,8 @@ def optimal_transport(
     linear = (plain * finite_cost(found.cost.detach())).sum(dim=(1, 2))
     multipliers = None
     feasibility = torch.zeros_like(linear)
-    if marginal_penalty is None and mass is None:
-        u, v = potentials(call, found.P, found.cost, found.gamma, told=False)
+    if found.potentials is not None:
+        u, v = potentials(call, found.P, found.cost, found.gamma, found.potentials, told=False)
         multipliers = (-torch.cat([u, v], dim=1) / found.gamma.unsqueeze(1)).to(cost.dtype).reshape(*batch, m + n)
         violation = (plain.sum(dim=2) - found.r).abs().amax(dim=1)
         feasibility = torch.maximum(violation, (plain.sum(dim=1) - found.c).abs().amax(dim=1))
