@@ -19,9 +19,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import torchddn as ddn
 from torchddn import functional, penalties
-from torchddn.functional import _operations, project_ball, project_sphere, robust_pool, robust_vector_pool
-from torchddn.functional._lp import LpSphere
-from torchddn.functional._scalar_pooling import ScalarPooling
+from torchddn.functional import project_ball, project_sphere, robust_pool, robust_vector_pool
+from torchddn.functional.nodes import operations as _operations
+from torchddn.functional.pooling.scalar import ScalarPooling
+from torchddn.functional.projection.lp import LpSphere
 
 # The compiler hides these warnings of its own, but not from a filter that turns warnings into errors.
 pytestmark = [

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from torchddn.cones import ProductCone, dense
-from torchddn.functional._cone_program import slack
+from torchddn.functional.programs.cone import slack
 
 D = torch.float64
 

@@ -9,7 +9,7 @@ from torch.func import grad, jvp, vjp, vmap
 import torchddn as ddn
 from torchddn.errors import ConvergenceWarning, InvalidInputError
 from torchddn.functional import robust_pool, robust_vector_pool
-from torchddn.functional._vector_pooling import VectorPooling
+from torchddn.functional.pooling.vector import VectorPooling
 from torchddn.penalties import Welsch
 from torchddn.status import Status
 

@@ -18,7 +18,7 @@ import torchddn as ddn
 from torchddn import functional as F
 from torchddn import nn
 from torchddn.errors import ConvergenceWarning, DegenerateGradientWarning, InfeasibleError, InvalidInputError
-from torchddn.functional import _monotone
+from torchddn.functional.projection import segments as _monotone
 from torchddn.status import Status
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 import torchddn as ddn
-from torchddn.functional import _sparse_solver, quadratic_program
+from torchddn.functional import quadratic_program
+from torchddn.functional.programs import sparse_solver as _sparse_solver
 from torchddn.nn import QuadraticProgram
 from torchddn.quadratic import backends
 

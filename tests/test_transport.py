@@ -12,7 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import torchddn as ddn
 from torchddn.errors import ConvergenceWarning, DegenerateGradientWarning, InfeasibleError, InvalidInputError
-from torchddn.functional import _balance, optimal_transport, sinkhorn_divergence, transport_between, transport_cost
+from torchddn.functional import optimal_transport, sinkhorn_divergence, transport_between, transport_cost
+from torchddn.functional.transport import balance as _balance
 from torchddn.nn import OptimalTransport
 from torchddn.status import Status
 

@@ -4,20 +4,20 @@ They take any batch axes, ``(*B, ...)``, are differentiable to every order in re
 the transforms of ``torch.func``. :mod:`torchddn.nn` has the modules of the same things.
 """
 
-from torchddn.functional.affine import project_affine
-from torchddn.functional.banded import banded_solve, tridiagonal_solve
-from torchddn.functional.clouds import CloudSolution, sinkhorn_divergence, transport_between
-from torchddn.functional.least_squares import total_least_squares, weighted_least_squares
-from torchddn.functional.monotone import project_monotone
-from torchddn.functional.norms import project_l21_ball, project_weighted_l1_ball
-from torchddn.functional.orthogonal import project_orthogonal, project_rotation
-from torchddn.functional.pooling import robust_pool, robust_vector_pool
-from torchddn.functional.projection import project_ball, project_sphere
-from torchddn.functional.quadratic import quadratic_program
-from torchddn.functional.sets import project_box, project_halfspace
-from torchddn.functional.simplex import entmax15, project_capped_simplex, project_simplex, sparsemax
-from torchddn.functional.spectral import bottom_eigenvectors, top_eigenvectors
-from torchddn.functional.transport import optimal_transport, transport_cost
+from torchddn.functional.linear_algebra.banded import banded_solve, tridiagonal_solve
+from torchddn.functional.linear_algebra.least_squares import total_least_squares, weighted_least_squares
+from torchddn.functional.linear_algebra.spectral import bottom_eigenvectors, top_eigenvectors
+from torchddn.functional.pooling.robust import robust_pool, robust_vector_pool
+from torchddn.functional.programs.quadratic import quadratic_program
+from torchddn.functional.projection.affine import project_affine
+from torchddn.functional.projection.monotone import project_monotone
+from torchddn.functional.projection.norms import project_l21_ball, project_weighted_l1_ball
+from torchddn.functional.projection.orthogonal import project_orthogonal, project_rotation
+from torchddn.functional.projection.sets import project_box, project_halfspace
+from torchddn.functional.projection.simplex import entmax15, project_capped_simplex, project_simplex, sparsemax
+from torchddn.functional.projection.spheres import project_ball, project_sphere
+from torchddn.functional.transport.clouds import CloudSolution, sinkhorn_divergence, transport_between
+from torchddn.functional.transport.plans import optimal_transport, transport_cost
 
 __all__ = [
     "CloudSolution",

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from torchddn.cones import Canonical
 from torchddn.errors import InvalidInputError
-from torchddn.functional._arguments import check_floating
-from torchddn.functional._reading import read
+from torchddn.functional.nodes.arguments import check_floating
+from torchddn.functional.nodes.reading import read
 
 __all__ = ["CALL", "Declared", "declare", "prepare"]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from torchddn.functional._arguments import check_flag, check_positive
+from torchddn.functional.nodes.arguments import check_flag, check_positive
 
 __all__ = ["Scale"]
 

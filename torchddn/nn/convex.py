@@ -16,9 +16,9 @@ from torchddn.cones import Canonical, ConeData, Leaf, Settings, canonicalize, ch
 from torchddn.diagnostics import timed
 from torchddn.errors import InvalidInputError
 from torchddn.functional import quadratic_program
-from torchddn.functional._arguments import check_flag
-from torchddn.functional._cone_program import cone_program, slack
-from torchddn.functional._outcome import conclude, solution_of
+from torchddn.functional.nodes.arguments import check_flag
+from torchddn.functional.nodes.outcome import conclude, solution_of
+from torchddn.functional.programs.cone import cone_program, slack
 from torchddn.nn._declared import CALL, declare, prepare
 from torchddn.status import Solution, Status, check_failure_policy
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from torchddn.errors import InvalidInputError
 from torchddn.functional import weighted_least_squares
-from torchddn.functional._arguments import check_flag, check_floating, wide
-from torchddn.functional._right_sides import broadcast
+from torchddn.functional.linear_algebra.right_sides import broadcast
+from torchddn.functional.nodes.arguments import check_flag, check_floating, wide
 from torchddn.nn._scale import Scale
 from torchddn.status import Solution, check_failure_policy
 

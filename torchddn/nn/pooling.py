@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchddn import penalties
 from torchddn.errors import InvalidInputError
 from torchddn.functional import robust_pool, robust_vector_pool
-from torchddn.functional._arguments import check_flag, check_floating
+from torchddn.functional.nodes.arguments import check_flag, check_floating
 from torchddn.nn._scale import Scale
 from torchddn.penalties import Penalty
 from torchddn.status import Solution, check_failure_policy

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from torchddn.functional import project_ball, project_sphere
-from torchddn.functional._arguments import check_choice
-from torchddn.functional.projection import PLATEAUS, check_norm
+from torchddn.functional.nodes.arguments import check_choice
+from torchddn.functional.projection.spheres import PLATEAUS, check_norm
 from torchddn.nn._held import describe, hold
 from torchddn.nn._scale import Scale
 from torchddn.status import Solution, check_failure_policy

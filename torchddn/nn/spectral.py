@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from torchddn.functional import bottom_eigenvectors, top_eigenvectors
-from torchddn.functional.spectral import check_block
+from torchddn.functional.linear_algebra.spectral import check_block
 from torchddn.status import Solution, check_failure_policy
 
 __all__ = ["BottomEigenvectors", "TopEigenvectors"]

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from torchddn.functional import optimal_transport
-from torchddn.functional._arguments import check_choice, check_flag
-from torchddn.functional._transport_door import GRADIENTS, MAX_STEPS
+from torchddn.functional.nodes.arguments import check_choice, check_flag
+from torchddn.functional.transport.door import GRADIENTS, MAX_STEPS
 from torchddn.nn._scale import Scale
 from torchddn.status import Solution, check_failure_policy
 

@@ -1,0 +1,1 @@
+"""Least squares, eigenvectors and banded systems."""

@@ -1,0 +1,1 @@
+"""Machinery of hand-made nodes: from the door to the record."""

@@ -1,0 +1,1 @@
+"""Robust pooling of numbers and of points."""

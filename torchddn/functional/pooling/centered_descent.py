@@ -1,0 +1,120 @@
+r"""Descents of many starts on the points of one item, by matrix products alone.
+
+With points and starts relative to a center, ``z_i^2 = |x_i|^2 - 2 x_i.y + |y|^2``: all starts of an item see its points
+in two matrix products, and no difference ``y - x_i`` is formed. The price is an error of about ``eps |y|^2`` in
+``z_i^2``, from the center to the answer. What it does to the gradient is known; where that is more than rounding of
+the gradient itself, the answer is only a start for a descent that forms the differences.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from torchddn.functional.pooling.descent import NOISE, Descent, Local, descend
+from torchddn.penalties import Penalty
+
+__all__ = ["Curvature", "descend_centered", "newton_step"]
+
+_NUM_PRODUCTS = 6  # for a Newton step, which need not be exact
+
+
+class Curvature(NamedTuple):
+    """``H = total I + sum_i kappa2_i r_i r_i^T`` at ``y``, ``(R, k, m)``; ``x`` is ``(R, n, m)``."""
+
+    x: Tensor
+    y: Tensor
+    total: Tensor
+    kappa2: Tensor
+
+    def times(self, w: Tensor) -> Tensor:
+        x, y, total, kappa2 = self
+        along = kappa2 * ((y * w).sum(dim=2, keepdim=True) - torch.bmm(w, x.mT))
+        return total * w + along.sum(dim=2, keepdim=True) * y - torch.bmm(along, x)
+
+
+def descend_centered(
+    penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, starts: Tensor, center: Tensor, max_steps: int
+) -> tuple[Descent, Tensor]:
+    """Where the descents from ``starts``, ``(R, k, m)``, end, flat, and whether that is exact to rounding.
+
+    The center, ``(R, m)``, is best amid the inliers.
+    """
+    num_rows, num_starts, m = starts.shape
+    center = center.unsqueeze(1)
+    x = x - center
+    squares = torch.linalg.vector_norm(x, dim=2).square_().unsqueeze(1)
+    c = None if c is None else c.unsqueeze(1)
+    alpha = alpha.reshape(-1, 1, 1)
+    flat = (starts - center).reshape(-1, m)
+    exact = torch.zeros_like(flat[:, 0], dtype=torch.bool)
+    numbers = torch.finfo(x.dtype)
+    resolved = (alpha.square() > numbers.tiny / numbers.eps).reshape(-1, 1)  # squares that underflow do not count
+
+    def look(y: Tensor, items: Tensor) -> Local:
+        if len(items) == len(flat):
+            flat.copy_(y)
+            seen, precise = _look(penalty, x, squares, alpha, c, flat.view_as(starts), center)
+            exact.copy_((precise & resolved).flatten())
+            return Local(*(field.flatten(0, 1) for field in seen))
+        # Other starts of an item are looked from once more, which is cheaper than a copy of the points for each.
+        flat[items] = y
+        rows, place = torch.unique(items // num_starts, return_inverse=True)
+        at, some = place * num_starts + items % num_starts, None if c is None else c[rows]
+        seen, precise = _look(
+            penalty, x[rows], squares[rows], alpha[rows], some, flat.view_as(starts)[rows], center[rows]
+        )
+        exact[items] = (precise & resolved[rows]).flatten()[at]
+        return Local(*(field.flatten(0, 1)[at] for field in seen))
+
+    found = descend(look, flat.clone(), max_steps)
+    y = (found.y.unflatten(0, (num_rows, num_starts)) + center).flatten(0, 1)
+    return found._replace(y=y), exact
+
+
+def _look(
+    penalty: Penalty, x: Tensor, squares: Tensor, alpha: Tensor, c: Tensor | None, y: Tensor, center: Tensor
+) -> tuple[Local, Tensor]:
+    """What is seen from ``y``, ``(R, k, m)``, and whether the gradient is exact to rounding, ``(R, k)``."""
+    eps = torch.finfo(x.dtype).eps
+    length = torch.linalg.vector_norm(y, dim=2)
+    # (-2 y) x^T has a row for each start, which makes of a single one a fast product.
+    z = torch.baddbmm(squares, y, x.mT, alpha=-2).add_(length.square().unsqueeze(2)).clamp_(min=0).sqrt_()
+    phi, kappa1, weights, kappa2 = (f(z, alpha) for f in (penalty.phi, penalty.kappa1, penalty.weights, penalty.kappa2))
+    if c is not None:
+        phi, kappa1, weights, kappa2 = c * phi, c * kappa1, c * weights, c * kappa2
+        weights = weights / torch.where(weights.sum(dim=2, keepdim=True) > 0, weights.sum(dim=2, keepdim=True), 1)
+    objective, total, pull = phi.sum(dim=2), kappa1.sum(dim=2), (kappa1 * z).sum(dim=2)
+    # kappa1 is weights times total, and where all weights are zero nothing moves.
+    reweighted = torch.where((total > 0).unsqueeze(2), torch.bmm(weights, x), y)
+    gradient = total.unsqueeze(2) * (y - reweighted)
+    slope, size = torch.linalg.vector_norm(gradient, dim=2), torch.linalg.vector_norm(y + center, dim=2)
+    rounding = pull + total * size
+    noise = NOISE * eps * (objective + pull * size + total * length.square())
+    blur = (kappa2 * z).sum(dim=2).abs() * length.square()  # what the error of z^2 does to the gradient
+    at_rest = slope <= NOISE * eps * (rounding + blur)
+    precise = (slope <= NOISE * eps * rounding) & (blur <= rounding)
+    newton = reweighted
+    if not penalty.isotropic and not bool(at_rest.all()):
+        step, usable = newton_step(Curvature(x, y, total.unsqueeze(2), kappa2), gradient)
+        newton = torch.where(usable, y - step, reweighted)
+    return Local(objective, noise, slope, at_rest, reweighted, newton), precise
+
+
+def newton_step(H: Curvature, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """By a few conjugate gradient steps; not usable where they meet negative curvature, ``(R, k, 1)``."""
+    step, residual, direction = torch.zeros_like(gradient), gradient, gradient
+    square = residual.square().sum(dim=2, keepdim=True)
+    goal = 1e-4 * square
+    usable = torch.ones_like(square, dtype=torch.bool)
+    for _ in range(_NUM_PRODUCTS):
+        product = H.times(direction)
+        curvature = (direction * product).sum(dim=2, keepdim=True)
+        usable &= (curvature > 0) | (square <= goal)
+        share = torch.where((square > goal) & (curvature > 0), square / curvature, 0)
+        step, residual = step + share * direction, residual - share * product
+        square_prev, square = square, residual.square().sum(dim=2, keepdim=True)
+        if bool(((square <= goal) | ~usable).all()):
+            break
+        direction = residual + torch.where(square_prev > 0, square / square_prev, 0) * direction
+    return step, usable & step.isfinite().all(dim=2, keepdim=True)

@@ -1,0 +1,1 @@
+"""Quadratic, linear and cone programs."""

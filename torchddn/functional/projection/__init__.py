@@ -1,0 +1,1 @@
+"""Euclidean projections onto sets with a structure of their own."""
