@@ -1,5 +1,9 @@
-"""``python -m benchmarks [name ...]``: runs the named benchmarks, or all, and prints Markdown tables."""
+"""``python -m benchmarks [name ...]``: runs the named benchmarks, or all, and prints Markdown tables.
 
+Those of the ready nodes are also written to where the documentation shows them.
+"""
+
+import pathlib
 import sys
 
 import torch
@@ -33,6 +37,9 @@ BENCHMARKS = {
     "transport": transport.run,
 }
 
+SHOWN = ("least_squares", "pooling", "projections", "transport")
+TABLES = pathlib.Path(__file__).parent.parent / "docs" / "_static" / "ready"
+
 
 def main(names: list[str]) -> None:
     """Prints the tables of the benchmarks in ``names``."""
@@ -43,7 +50,11 @@ def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     print(f"{machine()}\n")
     for name in names or BENCHMARKS:
-        print(BENCHMARKS[name]())
+        tables = BENCHMARKS[name]()
+        print(tables)
+        if name in SHOWN:
+            TABLES.mkdir(exist_ok=True)
+            (TABLES / f"{name}.md").write_text(tables.replace("### ", "#### "))
 
 
 if __name__ == "__main__":

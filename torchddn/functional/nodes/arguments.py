@@ -12,7 +12,16 @@ from torchddn.compiler import constant
 from torchddn.errors import InvalidInputError
 from torchddn.functional.nodes.reading import read
 
-__all__ = ["check_choice", "check_dims", "check_flag", "check_floating", "check_positive", "positive", "wide"]
+__all__ = [
+    "broadcast",
+    "check_choice",
+    "check_dims",
+    "check_flag",
+    "check_floating",
+    "check_positive",
+    "positive",
+    "wide",
+]
 
 
 def check_floating(call: str, name: str, x: object, shape: str, num_dims: int) -> None:
@@ -83,12 +92,17 @@ def check_positive(call: str, name: str, value: object, device: torch.device | N
 def positive(call: str, name: str, value: float | Tensor, shape: torch.Size, like: Tensor) -> Tensor:
     """``value``, checked to be positive, as a tensor of ``shape`` with the dtype and on the device of ``like``."""
     check_positive(call, name, value, like.device)
+    return broadcast(call, name, value, shape, like)
+
+
+def broadcast(call: str, name: str, value: float | Tensor, shape: torch.Size, like: Tensor) -> Tensor:
+    """``value`` as a tensor of ``shape`` with the dtype of ``like``."""
     if not isinstance(value, Tensor):
         # A product, unlike `new_full`, lets `torch.compile` keep its graph when the number changes.
         return (like.new_ones(()) * float(value)).expand(shape)
     # Asked, not tried: `torch.compile` hands over no error of an operation.
     sizes = zip(reversed(value.shape), reversed(shape), strict=False)
-    if value.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
+    if value.dim() > len(shape) or any(size != 1 and size != wanted for size, wanted in sizes):
         raise InvalidInputError(
             f"`{call}({name}=...)` must have a shape that broadcasts to {tuple(shape)}, got {tuple(value.shape)}. "
             f"Reshape it, or pass one number for all."

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from torchddn.errors import InvalidInputError
-from torchddn.functional.nodes.arguments import check_floating
+from torchddn.functional.nodes.arguments import broadcast, check_floating
 from torchddn.functional.nodes.handmade import Answer, solve
-from torchddn.functional.projection.vectors import Vectors, broadcast, check_tensor
+from torchddn.functional.projection.vectors import Vectors, check_tensor
 from torchddn.status import Solution, Status
 
 __all__ = ["project_affine"]

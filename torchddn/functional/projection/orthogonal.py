@@ -20,15 +20,15 @@ References:
 """
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
-from torchddn.errors import DegenerateGradientWarning, InvalidInputError
+from torchddn.errors import InvalidInputError
 from torchddn.functional.nodes.arguments import check_flag, check_floating, wide
+from torchddn.functional.nodes.degeneracy import warn_undetermined
 from torchddn.functional.nodes.handmade import Answer, solve
 from torchddn.functional.projection.vectors import Vectors, answer_of
 from torchddn.status import Solution, check_failure_policy
@@ -232,20 +232,14 @@ class Sylvester:
             divisor, C = h.unsqueeze(1), C @ Q
             pairs = torch.ones_like(divisor, dtype=torch.bool)
         zero = divisor.abs() <= noise.unsqueeze(2)
-        self._warn((zero & pairs).flatten(1).any(dim=1))
+        warn_undetermined(
+            self.call,
+            (zero & pairs).flatten(1).any(dim=1),
+            "the answer is not isolated there",
+            "singular values farther from zero, or from their negatives, single one out",
+        )
         Z = torch.where(zero, 0, C / torch.where(zero, 1, divisor)) @ Q.mT
         return (Q @ Z if self.two_sided else Z,)
-
-    def _warn(self, degenerate: Tensor) -> None:
-        items = degenerate.nonzero().flatten().tolist()
-        if items:
-            shown = ", ".join(map(str, items[:8])) + (", ..." if len(items) > 8 else "")
-            warnings.warn(
-                f"`{self.call}`: the gradient of {len(items)} of {len(degenerate)} items is one of many, because the "
-                f"answer is not isolated there (items {shown}). The one of minimum norm is returned.",
-                DegenerateGradientWarning,
-                stacklevel=2,
-            )
 
     def outline(self, inputs: Sequence[Tensor]) -> Answer:
         return (torch.empty_like(inputs[1]),)

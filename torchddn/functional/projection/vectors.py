@@ -17,7 +17,7 @@ from torch import Tensor
 from torchddn.compiler import constant
 from torchddn.diagnostics import File, Record, is_recording, timed
 from torchddn.errors import InvalidInputError
-from torchddn.functional.nodes.arguments import check_dims, check_flag, check_floating, positive, wide
+from torchddn.functional.nodes.arguments import broadcast, check_dims, check_flag, check_floating, positive, wide
 from torchddn.functional.nodes.handmade import Answer
 from torchddn.functional.nodes.outcome import conclude, solution_of
 from torchddn.functional.nodes.reading import read
@@ -172,20 +172,6 @@ def check_tensor(call: str, name: str, value: object, device: torch.device) -> N
             f"`{call}({name}=...)` must be on the device of the data, {device}, got {value.device}. Move it with "
             f"`.to({str(device)!r})`."
         )
-
-
-def broadcast(call: str, name: str, value: float | Tensor, shape: torch.Size, like: Tensor) -> Tensor:
-    """``value`` as a tensor of ``shape`` with the dtype of ``like``."""
-    if not isinstance(value, Tensor):
-        return (like.new_ones(()) * float(value)).expand(shape)
-    # Asked, not tried: `torch.compile` hands over no error of an operation.
-    sizes = zip(reversed(value.shape), reversed(shape), strict=False)
-    if value.dim() > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
-        raise InvalidInputError(
-            f"`{call}({name}=...)` must have a shape that broadcasts to {tuple(shape)}, got {tuple(value.shape)}. "
-            f"Reshape it, or pass one number for all."
-        )
-    return value.to(like.dtype).broadcast_to(shape)
 
 
 def _with_notes(file: File, notes: Mapping[str, Tensor]) -> File:
