@@ -269,7 +269,7 @@ def draw(path: str) -> None:
         axes.loglog(sizes, times, "o-", color=color, label=name)
     axes.set_xlabel("numbers in a set, n")
     axes.set_ylabel("forward + backward, ns per number")
-    axes.legend()
+    axes.legend(fontsize=8, ncols=2, loc="center", bbox_to_anchor=(0.5, 0.3))
     axes.grid(alpha=0.3)
     plt.tight_layout()
     plt.savefig(path)
