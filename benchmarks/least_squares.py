@@ -282,7 +282,7 @@ def draw(path: pathlib.Path) -> None:
     for (name, values), color in zip(times.items(), COLORS, strict=False):
         right.loglog(sizes[: len(values)], values, "o-", color=color, label=name, markersize=3)
     right.set(xlabel="rows of a tridiagonal system", ylabel="ms")
-    right.legend(frameon=False, loc="upper right")
+    right.legend(frameon=False, loc="upper right", fontsize=7)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
