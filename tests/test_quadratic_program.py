@@ -191,7 +191,7 @@ def test_derivatives_at_a_vertex_are_those_of_the_rows():
     data = tensors(given, "q A b G h lower upper")
     assert gradcheck(lambda *rest: quadratic_program(None, *rest), data, atol=1e-6)
     y = quadratic_program(None, *data)
-    assert torch.autograd.grad(y.sum(), data[0])[0].abs().max() == 0
+    assert torch.autograd.grad(y.sum(), data[0])[0].abs().max() < 1e-20
 
 
 def test_smoothing_gives_a_linear_program_a_gradient():

@@ -143,7 +143,7 @@ def guess_all(backend: str, program: Program, data: Data) -> tuple[Tensor, Tenso
     numbers = np.stack(rows) if rows else np.zeros((0, m + program.num_rows + 1))
     found = torch.as_tensor(numbers).to(data.c)
     y, z, claim = found[:, :m], found[:, m:-1], found[:, -1].long()
-    slack = data.b - program.times(data.R, y.unsqueeze(2)).squeeze(2)
+    slack = data.b - program.times(data.R, y)
     behind = torch.arange(program.num_rows, device=y.device) >= p
     s = torch.where(data.present & behind, slack, 0.0).clamp(min=0)
     return y, torch.where(data.present, z, 0.0), s, claim

@@ -6,11 +6,11 @@ r"""The linear systems of a quadratic program, condensed to its variables.
     [ E  -W  ] [ dz ] = [ d ]          W >= 0 diagonal, 0 where a row must hold, infinite where there is none
 
 Solved with ``W + delta`` in place of ``W`` and ``Q + rho I`` in place of Q, which needs one Cholesky factor, of
-``Q + rho I + E' (W + delta)^-1 E``, whether or not rows depend on each other and whether or not Q is singular. The
-error of ``delta`` is then removed by refinement; each step is one of the proximal method of multipliers, and converges
-for dependent rows as well, to the multipliers nearest to those it starts from. That of ``rho`` stays: there may be
-directions with neither curvature nor rows, in which a Newton step would be infinitely long, and it vanishes as ``dy``
-does.
+``Q + rho I + E' w E`` with ``w = 1 / (W + delta)``, whether or not rows depend on each other and whether or not Q is
+singular. The error of ``delta`` is then removed by refinement; each step is one of the proximal method of multipliers,
+and converges for dependent rows as well, to the multipliers nearest to those it starts from. That of ``rho`` stays:
+there may be directions with neither curvature nor rows, in which a Newton step would be infinitely long, and it
+vanishes as ``dy`` does.
 """
 
 from typing import NamedTuple
@@ -19,52 +19,63 @@ import torch
 from torch import Tensor
 
 from torchddn.quadratic.program import Data, Program
-from torchddn.solvers.vectors import is_settled
+from torchddn.solvers.vectors import back_substitute, is_settled, times
 
-__all__ = ["Factor", "factor"]
+__all__ = ["Factor", "Move", "factor", "weakest"]
+
+
+class Move(NamedTuple):
+    """The solution of a system, and the rows along it."""
+
+    dy: Tensor  # (B, m)
+    dz: Tensor  # (B, N)
+    E_dy: Tensor  # (B, N)
 
 
 class Factor(NamedTuple):
     """A factored system; ``ok``, ``(B,)``, says whether there is a Cholesky factor."""
 
     program: Program
-    data: Data
-    W: Tensor  # (B, N, 1)
-    w: Tensor  # (B, N, 1): 1 / (W + delta)
-    rho: Tensor  # (B, 1, 1), or one for all
+    R: Tensor
+    w: Tensor  # (B, N)
+    rho: Tensor  # (B, 1), or one for all
     L: Tensor  # (B, m, m)
     ok: Tensor
 
-    def approximate(self, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """``dy``, ``(B, m, k)``, and ``dz``, ``(B, N, k)``, of the regularized system."""
-        program, R = self.program, self.data.R
-        dy = torch.cholesky_solve(a + program.times_transposed(R, self.w * d), self.L)
-        return dy, self.w * (program.times(R, dy) - d)
+    def approximate(self, a: Tensor, w_d: Tensor) -> Move:
+        """The solution of the regularized system, from ``a`` and ``w d``."""
+        dy = back_substitute(self.L, a + self.program.times_transposed(self.R, w_d))
+        E_dy = self.program.times(self.R, dy)
+        return Move(dy, self.w * E_dy - w_d, E_dy)
 
-    def solve(self, a: Tensor, d: Tensor, num_refinements: int = 1) -> tuple[Tensor, Tensor]:
-        """The same, of the system with W itself; ``d`` counts only where there is a row."""
-        program, (Q, _, R, _, _) = self.program, self.data
-        dy, dz = self.approximate(a, d)
-        for _ in range(num_refinements):
-            rest_a = a - torch.bmm(Q, dy) - self.rho * dy - program.times_transposed(R, dz)
-            # Where W is infinite dz is zero: there is no row, and no residual.
-            rest_d = torch.where(self.w > 0, d - program.times(R, dy) + self.W * dz, 0.0)
-            more_y, more_z = self.approximate(rest_a, rest_d)
-            dy, dz = dy + more_y, dz + more_z
-        return dy, dz
+    def solve(self, Q: Tensor, a: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+        """``dy`` and ``dz`` of the system without ``delta``, by one refinement; d counts only where there is a row."""
+        dy, dz, E_dy = self.approximate(a, self.w * d)
+        rest_a = a - times(Q, dy) - self.rho * dy - self.program.times_transposed(self.R, dz)
+        # w d - w E dy + w W dz, with w W = 1 - delta w.
+        rest_d = self.w * (d - E_dy) + (1 - weakest(dy.dtype) * self.w) * dz
+        more = self.approximate(rest_a, rest_d)
+        return dy + more.dy, dz + more.dz
 
 
-def factor(program: Program, data: Data, W: Tensor, delta: float, rho: Tensor) -> Factor:
-    """Factors the system for ``W``, ``(B, N)``; ``rho`` is ``(B,)`` or one for all."""
-    rho = rho.reshape(-1, 1, 1)
-    w = 1 / (W + delta)
+def weakest(dtype: torch.dtype) -> float:
+    """``delta``."""
+    return torch.finfo(dtype).eps ** 0.5
+
+
+def factor(program: Program, data: Data, w: Tensor, rho: Tensor) -> Factor:
+    """Factors the system for the weights ``w``, ``(B, N)``; ``rho`` is ``(B,)`` or one for all."""
+    rho = rho.reshape(-1, 1)
     H = program.gram(data.Q, data.R, w)
-    H.diagonal(dim1=1, dim2=2).add_(rho.squeeze(2))
-    L, info = torch.linalg.cholesky_ex(H)
-    if not is_settled(info == 0):
+    H.diagonal(dim1=1, dim2=2).add_(rho)
+    # The upper factor of a matrix that is stored in rows is the one that LAPACK makes without a detour.
+    U, info = torch.linalg.cholesky_ex(H, upper=True)
+    ok = info == 0
+    if not is_settled(ok):
         # Directions without curvature or rows: a shift that rounding cannot exceed.
-        more = torch.where(info == 0, 0.0, delta).reshape(-1, 1, 1)
+        more = torch.where(ok, 0.0, weakest(w.dtype)).unsqueeze(1)
         rho = rho + more
-        H.diagonal(dim1=1, dim2=2).add_(more.squeeze(2))
-        L, info = torch.linalg.cholesky_ex(H)
-    return Factor(program, data, W.unsqueeze(-1), w.unsqueeze(-1), rho, L, info == 0)
+        H.diagonal(dim1=1, dim2=2).add_(more)
+        U, info = torch.linalg.cholesky_ex(H, upper=True)
+        ok = info == 0
+    return Factor(program, data.R, w, rho, U.mT, ok)

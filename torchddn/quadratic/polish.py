@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchddn.quadratic.condensed import factor
+from torchddn.quadratic.condensed import factor, weakest
 from torchddn.quadratic.program import Data, Program
 from torchddn.solvers.base import RUNNING
-from torchddn.solvers.vectors import largest
+from torchddn.solvers.vectors import largest, times
 from torchddn.status import Status
 
 __all__ = ["ActiveSet", "ActiveSetState"]
@@ -36,6 +36,7 @@ class ActiveSetState(NamedTuple):
     wrong: Tensor  # (B, N): rows on the wrong side
     error: Tensor  # (B,): of the equations, in the units of the data
     gained: Tensor  # (B,): whether the last step, with the same rows, has made the error much smaller
+    L: Tensor  # (B, m, m): the factor of Q + E'E / delta for the active rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +80,13 @@ def _solve(
     """The solution with the active rows as equations, found from ``y`` and ``z`` by corrections."""
     _, c, _, b, present = data
     eps = torch.finfo(y.dtype).eps
-    system = factor(program, data, torch.where(active, 0.0, torch.inf), eps**0.5, y.new_tensor(eps**0.75))
+    w = active / weakest(y.dtype)
+    system = factor(program, data, w, y.new_tensor(eps**0.75))
     z = torch.where(active, z, 0.0)
     for _ in range(_NUM_SOLVES):
         _, pull, slack = _look(program, data, y, z)
-        dy, dz = system.approximate(-pull.unsqueeze(2), torch.where(active, slack, 0.0).unsqueeze(2))
-        y, z = y + dy.squeeze(2), z + dz.squeeze(2)
+        dy, dz, _ = system.approximate(-pull, w * slack)
+        y, z = y + dy, z + dz
     Q_y, pull, slack = _look(program, data, y, z)
     force = 1 + torch.maximum(largest(c), torch.maximum(largest(Q_y), largest(z)))
     length = 1 + torch.maximum(largest(b), largest(y))
@@ -94,12 +96,10 @@ def _solve(
     joins = present & ~active & (slack < -none * length[:, None])
     error = torch.maximum(largest(pull) / force, largest(torch.where(active, slack, 0.0)) / length)
     error = torch.where(system.ok, error, torch.inf).nan_to_num(nan=torch.inf)
-    return ActiveSetState(y, z, active, drops | joins, error, error <= 0.1 * before)
+    return ActiveSetState(y, z, active, drops | joins, error, error <= 0.1 * before, system.L)
 
 
 def _look(program: Program, data: Data, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``Q y``, ``Q y + c + E'z`` and ``b - E y``."""
-    Q, c, R, b, _ = data
-    Q_y = torch.bmm(Q, y.unsqueeze(2)).squeeze(2)
-    pull = Q_y + c + program.times_transposed(R, z.unsqueeze(2)).squeeze(2)
-    return Q_y, pull, b - program.times(R, y.unsqueeze(2)).squeeze(2)
+    Q_y = times(data.Q, y)
+    return Q_y, Q_y + data.c + program.times_transposed(data.R, z), data.b - program.times(data.R, y)

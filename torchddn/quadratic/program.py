@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchddn.solvers.vectors import times
+
 __all__ = ["Data", "Program"]
 
 
@@ -30,6 +32,11 @@ class Data(NamedTuple):
     R: Tensor  # (B, p + q, m)
     b: Tensor  # (B, N): of all rows; zero where there is none
     present: Tensor  # (B, N), boolean
+
+    def to(self, dtype: torch.dtype) -> "Data":
+        """The same in another precision."""
+        Q, c, R, b, present = self
+        return Data(Q.to(dtype), c.to(dtype), R.to(dtype), b.to(dtype), present)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,16 +65,16 @@ class Program:
         return self, tuple(tensor[items] for tensor in x)
 
     def times(self, R: Tensor, y: Tensor) -> Tensor:
-        """``E y``, ``(B, N, k)``, for ``y`` as ``(B, m, k)``."""
-        rows = torch.bmm(R, y)
+        """``E y``, ``(B, N)``, for ``y`` as ``(B, m)``."""
+        rows = times(R, y)
         return torch.cat([rows, -y, y], dim=1) if self.bounded else rows
 
     def times_transposed(self, R: Tensor, z: Tensor) -> Tensor:
-        """``E'z``, ``(B, m, k)``, for ``z`` as ``(B, N, k)``."""
+        """``E'z``, ``(B, m)``, for ``z`` as ``(B, N)``."""
         if not self.bounded:
-            return torch.bmm(R.mT, z)
+            return times(R.mT, z)
         r, m = self.p + self.q, self.m
-        return torch.baddbmm(z[:, r + m :] - z[:, r : r + m], R.mT, z[:, :r])
+        return times(R.mT, z[:, :r]) + z[:, r + m :] - z[:, r : r + m]
 
     def gram(self, Q: Tensor, R: Tensor, w: Tensor) -> Tensor:
         """``Q + E' diag(w) E``, ``(B, m, m)``, for weights ``(B, N)``."""

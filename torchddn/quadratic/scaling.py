@@ -29,34 +29,37 @@ class Units(NamedTuple):
     y: Tensor  # (B, m)
     z: Tensor  # (B, N): of multipliers
     s: Tensor  # (B, N): of slacks
+    f: Tensor  # (B, 1): of the objective
 
 
 def equilibrate(program: Program, data: Data) -> tuple[Data, Units]:
     """The same programs in units of their own."""
     Q, c, R, b, present = data
+    # No entry of a semidefinite matrix exceeds the largest of its diagonal, scaled or not.
+    diagonal, size_R = Q.diagonal(dim1=1, dim2=2).abs(), R.abs()
     D, E = torch.ones_like(c), torch.ones_like(R[:, :, 0])
     for _ in range(_MAX_PASSES):
-        size_R = R.abs()
-        column = Q.abs().amax(1)
+        scaled_R = size_R * E.unsqueeze(2) * D.unsqueeze(1)
+        column = diagonal * D.square()
         if R.shape[1]:
-            column = torch.maximum(column, size_R.amax(1))
-        row = size_R.amax(2)
+            column = torch.maximum(column, scaled_R.amax(1))
+        row = scaled_R.amax(2)
         column, row = (torch.where(size > 0, size, 1.0) for size in (column, row))
         near = ((column <= _NEAR) & (column >= 1 / _NEAR)).all(1) & ((row <= _NEAR) & (row >= 1 / _NEAR)).all(1)
         if is_settled(near):
             break
         by_column, by_row = (torch.where(near[:, None], 1.0, size.rsqrt()) for size in (column, row))
-        Q = Q * by_column.unsqueeze(2) * by_column.unsqueeze(1)
-        R = R * by_row.unsqueeze(2) * by_column.unsqueeze(1)
         D, E = D * by_column, E * by_row
+    R = R * E.unsqueeze(2) * D.unsqueeze(1)
     rows = torch.cat([E, 1 / D, 1 / D], dim=1) if program.bounded else E
     b = b * rows
     length = _typical(b, present)[:, None]
     c = c * D
-    force = torch.maximum(largest(c), largest(Q.diagonal(dim1=1, dim2=2)) * length.squeeze(1))
+    force = torch.maximum(largest(c), largest(diagonal * D.square()) * length.squeeze(1))
     force = torch.where(force > 0, force, 1.0)[:, None]
-    scaled = Data(Q * (length / force).unsqueeze(2), c / force, R, b / length, present)
-    return scaled, Units(length * D, force * rows, length / rows)
+    Q = Q * (D * length / force).unsqueeze(2) * D.unsqueeze(1)
+    scaled = Data(Q, c / force, R, b / length, present)
+    return scaled, Units(length * D, force * rows, length / rows, length * force)
 
 
 def _typical(b: Tensor, present: Tensor) -> Tensor:

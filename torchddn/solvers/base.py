@@ -273,7 +273,9 @@ def _take(state: _Tree, items: Tensor) -> _Tree:
 
 def _write(everything: _Tree, items: Tensor, state: _Tree) -> _Tree:
     """``everything`` with the rows of ``items``, distinct and ascending, replaced by those of ``state``."""
-    return _map(lambda whole, rows: whole.index_copy(0, items, rows), everything, state)
+    return _map(
+        lambda whole, rows: rows if len(rows) == len(whole) else whole.index_copy(0, items, rows), everything, state
+    )
 
 
 def _map(function: Callable[..., Tensor], *trees: Any) -> Any:

@@ -170,7 +170,7 @@ def check_values(call: str, data: ProgramData) -> None:
             )
         shifted = Q.clone()
         shifted.diagonal(dim1=-2, dim2=-1).add_((tolerance * size + torch.finfo(Q.dtype).tiny ** 0.5).unsqueeze(-1))
-        doubtful = torch.nonzero((torch.linalg.cholesky_ex(shifted)[1] != 0) & size.isfinite()).flatten()
+        doubtful = torch.nonzero((torch.linalg.cholesky_ex(shifted, upper=True)[1] != 0) & size.isfinite()).flatten()
         if doubtful.numel():
             least = torch.linalg.eigvalsh(Q[doubtful].double())[:, 0]
             wrong = least < -tolerance * size[doubtful]

@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from torchddn.functional.nodes.handmade import Answer
-from torchddn.functional.programs.saddle import solve_saddle
+from torchddn.functional.programs.saddle import solve_saddle, sum_of_outer, times_symmetric
+from torchddn.solvers.vectors import times
 
 __all__ = ["QuadraticPoint"]
 
 
 @dataclasses.dataclass(frozen=True)
 class QuadraticPoint:
-    """The formula of ``z``, ``(R, m + r)``, from ``Q, c, R, b, lower, upper``, ``z`` itself, and masks.
+    """The formula of ``z``, ``(R, m + r)``, from ``Q, c, R, b, lower, upper``, ``z`` itself, masks and a factor.
 
-    The masks are ``at_lower``, ``at_upper``, ``(R, m)``, and ``active``, ``(R, r)``. An item that is not finite has
-    derivatives of zero.
+    The factor is that of :class:`~torchddn.functional.programs.conditions.KnownFactor`. The masks are ``at_lower``,
+    ``at_upper``, ``(R, m)``, and ``active``, ``(R, r)``. An item that is not finite has derivatives of zero.
 
     Attributes:
         call: Who asks, for warnings.
@@ -43,34 +44,32 @@ class QuadraticPoint:
         return (torch.empty_like(inputs[6]),)
 
     def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
-        Q, c, R, _, _, _, _, at_lower, at_upper, active = inputs
-        Q, m, free = 0.5 * (Q + Q.mT), c.shape[1], ~(at_lower | at_upper)
+        Q, c, R, _, _, _, _, at_lower, at_upper, active, *factor = inputs
+        m, free = c.shape[1], ~(at_lower | at_upper)
         sound = ~y.isnan().any(dim=1, keepdim=True)
         y, v = torch.where(sound, y, 0), torch.where(sound, v, 0)
         point, lam = y[:, :m], y[:, m:] * active
-        u = solve_saddle(self.call, Q, R, torch.cat([v[:, :m] * free, v[:, m:]], dim=1), free, active)
+        u = solve_saddle(self.call, Q, R, torch.cat([v[:, :m] * free, v[:, m:]], dim=1), free, active, factor)
         along, rows = u[:, :m] * free, u[:, m:] * active
         d_Q = d_c = d_R = d_b = d_lower = d_upper = None
         if needed[0]:
-            half = along.unsqueeze(2) * point.unsqueeze(1)
-            d_Q = -0.5 * (half + half.mT)
+            d_Q = -0.5 * sum_of_outer((along, point), (point, along))
         if needed[1]:
             d_c = -along
         if needed[2]:
-            d_R = -(lam.unsqueeze(2) * along.unsqueeze(1) + rows.unsqueeze(2) * point.unsqueeze(1))
+            d_R = -sum_of_outer((lam, rows), (along, point))
         if needed[3]:
             d_b = rows
         if needed[4] or needed[5]:
-            pulled = (Q @ along.unsqueeze(2)).squeeze(2) + (R.mT @ rows.unsqueeze(2)).squeeze(2)
-            at_bound = v[:, :m] - pulled
+            at_bound = v[:, :m] - times_symmetric(Q, along) - times(R.mT, rows)
             d_lower, d_upper = at_bound * at_lower, at_bound * (at_upper & ~at_lower)
-        return d_Q, d_c, d_R, d_b, d_lower, d_upper, None, None, None, None
+        return d_Q, d_c, d_R, d_b, d_lower, d_upper, *[None] * 7
 
     def push(self, y: Tensor, inputs: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
-        Q, c, R, b, _, _, _, at_lower, at_upper, active = inputs
-        Q, m, free = 0.5 * (Q + Q.mT), c.shape[1], ~(at_lower | at_upper)
+        Q, c, R, b, _, _, _, at_lower, at_upper, active, *factor = inputs
+        m, free = c.shape[1], ~(at_lower | at_upper)
         y = torch.where(y.isnan().any(dim=1, keepdim=True), 0, y)
-        point, lam = y[:, :m].unsqueeze(2), (y[:, m:] * active).unsqueeze(2)
+        point, lam = y[:, :m], y[:, m:] * active
         d_Q, d_c, d_R, d_b, d_lower, d_upper = tangents[:6]
         force, rest = torch.zeros_like(c), torch.zeros_like(b)
         moved = torch.zeros_like(c)
@@ -79,15 +78,15 @@ class QuadraticPoint:
         if d_upper is not None:
             moved = moved + d_upper * (at_upper & ~at_lower)
         if d_Q is not None:
-            force = force + (0.5 * (d_Q + d_Q.mT) @ point).squeeze(2)
+            force = force + times_symmetric(d_Q, point)
         if d_c is not None:
             force = force + d_c
         if d_R is not None:
-            force = force + (d_R.mT @ lam).squeeze(2)
-            rest = rest + (d_R @ point).squeeze(2)
+            force = force + times(d_R.mT, lam)
+            rest = rest + times(d_R, point)
         if d_b is not None:
             rest = rest - d_b
-        force = force + (Q @ moved.unsqueeze(2)).squeeze(2)
-        rest = (rest + (R @ moved.unsqueeze(2)).squeeze(2)) * active
-        change = solve_saddle(self.call, Q, R, -torch.cat([force * free, rest], dim=1), free, active)
+        force = force + times_symmetric(Q, moved)
+        rest = (rest + times(R, moved)) * active
+        change = solve_saddle(self.call, Q, R, -torch.cat([force * free, rest], dim=1), free, active, factor)
         return torch.cat([change[:, :m] * free + moved, change[:, m:]], dim=1)

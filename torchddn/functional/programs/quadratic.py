@@ -260,7 +260,7 @@ class _Node(NamedTuple):
 
     def solve(self, data: ProgramData | SparseData) -> _Found:
         """The solutions, differentiable in the data."""
-        z, *masks, status, num_steps, error = solve(self.solver, *(part.detach() for part in data))
+        z, *masks, status, num_steps, error = (found := solve(self.solver, *(part.detach() for part in data)))[:10]
         holds = [
             strong | weak if self.holds_weak else strong & ~weak
             for strong, weak in zip(masks[:3], masks[3:], strict=True)
@@ -269,7 +269,7 @@ class _Node(NamedTuple):
         numbers = data.numbers
         if _cannot_read() or not bool(sound.all()):
             numbers = [torch.where(sound.reshape(-1, *[1] * (part.dim() - 1)), part, 0) for part in numbers]
-        z = solve(self.point, *numbers, z, *holds, *data.places)[0]
+        z = solve(self.point, *numbers, z, *holds, *data.places, *found[10:])[0]
         return _Found(z, holds[0], holds[1], status, num_steps, error)
 
     def settle(self, data: ProgramData | SparseData, z: Tensor, lost: Tensor, policy: str) -> Tensor:

@@ -30,7 +30,10 @@ class QuadraticSolver:
     backend: str
 
     def solve(self, inputs: Sequence[Tensor]) -> Answer:
-        """``z``; the masks ``at_lower``, ``at_upper``, ``active`` and the weak ones of each; status, steps, error."""
+        """``z``; the masks ``at_lower``, ``at_upper``, ``active`` and the weak ones of each; status, steps, error.
+
+        Behind these the factor of :class:`~torchddn.functional.programs.conditions.KnownFactor`.
+        """
         Q, c, R, b, lower, upper = inputs
         m, r = c.shape[1], b.shape[1]
         right = torch.cat([b, -lower, upper], dim=1) if self.bounded else b
@@ -60,11 +63,11 @@ class QuadraticSolver:
         status = torch.where(sound, found.status, int(Status.NON_FINITE))
         error = torch.where(sound, found.error, torch.nan)
         masks = (at_lower, at_upper, found.active[:, :r], weak_lower, weak_upper, found.weak[:, :r])
-        return z, *masks, status, found.num_steps, error
+        return z, *masks, status, found.num_steps, error, found.L, found.w[:, :r], found.regular & sound
 
     def outline(self, inputs: Sequence[Tensor]) -> Answer:
         """The shapes of the result."""
-        _, c, _, b, _, _ = inputs
+        Q, c, _, b, _, _ = inputs
         none = torch.empty_like(c, dtype=torch.bool)
         rows = torch.empty_like(b, dtype=torch.bool)
         count = torch.empty_like(c[:, 0], dtype=torch.int64)
@@ -80,6 +83,9 @@ class QuadraticSolver:
             count,
             count.clone(),
             c[:, 0].clone(),
+            torch.empty_like(Q),
+            torch.empty_like(b),
+            none[:, 0].clone(),
         )
 
     def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:

@@ -1,21 +1,19 @@
-r"""Primal-dual interior points of quadratic programs, with or without the homogeneous embedding.
+r"""Primal-dual interior points of the homogeneous embedding of a quadratic program: a solution, or a proof.
 
-The homogeneous model has two more numbers, ``tau`` and ``kappa``, and always a solution that says what there is to
-say::
+The model has two more numbers, ``tau`` and ``kappa``, and always a solution that says what there is to say::
 
     Q y + E'z + c tau = 0,     E y + s = b tau,     y'Q y / tau + c'y + b'z + kappa = 0,     s z = 0,   tau kappa = 0
 
 If ``tau > 0``, then ``y / tau``, ``z / tau`` solve the program. If ``kappa > 0``, it has no solution, and the point is
 the proof: either ``b'z < 0`` with ``E'z = 0``, so that no y satisfies the rows, or ``c'y < 0`` with ``Q y = 0`` and ``E
-y + s = 0``, a direction in which a feasible y goes down for ever. Without the embedding ``tau = 1``, ``kappa = 0``:
-fewer steps where there is a solution, and no proof where there is none.
+y + s = 0``, a direction in which a feasible y goes down for ever.
 
 Each step is Mehrotra's: a predictor towards the solution, whose success says how far to aim at the central path, and a
 corrector with the predictor's second-order error. Both, and the direction in ``tau``, use one factorization.
 
 References:
-    Mehrotra, On the implementation of a primal-dual interior point method, 1992. Goulart, Chen, Clarabel: an
-    interior-point solver for conic programs with quadratic objectives, 2024, sections 2 and 3.
+    Goulart, Chen, Clarabel: an interior-point solver for conic programs with quadratic objectives, 2024, sections 2
+    and 3.
 """
 
 import dataclasses
@@ -25,13 +23,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchddn.quadratic.condensed import Factor, factor
+from torchddn.quadratic.condensed import Factor, factor, weakest
 from torchddn.quadratic.program import Data, Program
 from torchddn.solvers.base import RUNNING
-from torchddn.solvers.vectors import divide, largest
+from torchddn.solvers.vectors import largest, times
 from torchddn.status import Status
 
-__all__ = ["PrimalDual", "State"]
+__all__ = ["Embedding", "State"]
 
 # How much of the way to the nearest boundary a step may go.
 _FRACTION = 0.99
@@ -70,56 +68,44 @@ class State(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PrimalDual:
+class Embedding:
     """The method, for :func:`torchddn.solvers.base.iterate`.
 
     Attributes:
-        homogeneous: Whether to solve the homogeneous model.
         rtol: Residuals and products, in the units of the data, at which an item is done.
         max_steps: Most steps for an item.
     """
 
-    homogeneous: bool
     rtol: float
     max_steps: int
 
     def init(self, problem: Program, x: Sequence[Tensor], y: Tensor) -> State:
         data = Data(*x)
         inequality = _inequality(problem, data)
-        W = torch.where(data.present, inequality.to(y.dtype), torch.inf)
+        w = _weights(data, inequality.to(y.dtype))
         # Near zero where nothing else says where: there may be no smallest objective.
-        start = factor(problem, data, W, _delta(y.dtype), y.new_tensor(_START))
-        y, z = (part.squeeze(2) for part in start.approximate(-data.c.unsqueeze(2), data.b.unsqueeze(2)))
+        y, z, _ = factor(problem, data, w, y.new_tensor(_START)).approximate(-data.c, w * data.b)
         # Slacks and multipliers of a least-squares solution, moved inside together.
         s, z_inside = torch.where(inequality, -z, torch.inf), torch.where(inequality, z, torch.inf)
         s, z_inside = (part + (1 - part.amin(1, keepdim=True)).clamp(min=0) for part in (s, z_inside))
         s, z = torch.where(inequality, s, 0.0), torch.where(inequality, z_inside, z)
-        tau, kappa = torch.ones_like(y[:, 0]), torch.full_like(y[:, 0], float(self.homogeneous))
-        return self._state(problem, data, _Iterate(y, z, s, tau, kappa), torch.ones_like(tau))
+        one = torch.ones_like(y[:, 0])
+        return self._state(problem, data, _Iterate(y, z, s, one, one), one)
 
     def step(self, problem: Program, x: Sequence[Tensor], state: State) -> State:
         data, at, left = Data(*x), state.at, state.left
         inequality = _inequality(problem, data)
-        W = torch.where(inequality, at.s / at.z, torch.where(data.present, 0.0, torch.inf))
-        solve = _Direction(
-            self.homogeneous, factor(problem, data, W, _delta(at.y.dtype), self._rho(left.mu)), at, left, inequality
-        )
-        nothing = torch.zeros_like(left.mu)
-        predictor = solve.towards(nothing, None)
-        alpha = _longest(at, predictor, inequality)
-        if self.homogeneous:
-            sigma = (1 - alpha) ** 3
-        else:
-            reached = _move(at, predictor, alpha)
-            sigma = divide(_mean_product(reached, inequality, False), left.mu).clamp(max=1.0) ** 3
-        change = solve.towards(sigma, predictor)
-        alpha = _FRACTION * _longest(at, change, inequality).clamp(max=1 / _FRACTION)
-        alpha = torch.where(inequality.any(1) | self.homogeneous, alpha, 1.0)
+        w = _weights(data, torch.where(inequality, at.s / at.z, 0.0))
+        # In proportion to the residuals, so that no step is too long.
+        rho = (1e-3 * left.mu).clamp(torch.finfo(w.dtype).eps ** 0.4, 1e-4)
+        solve = _Direction(factor(problem, data, w, rho), data, at, left, inequality)
+        predictor = solve.towards(torch.zeros_like(left.mu), None)
+        change = solve.towards((1 - _longest(at, predictor, inequality)) ** 3, predictor)
+        alpha = _FRACTION * _longest(at, change, inequality)
         at = _move(at, change, alpha)
-        if self.homogeneous:
-            # The model is homogeneous: a point may be divided by any positive number.
-            size = torch.maximum(at.tau, at.kappa)
-            at = _Iterate(*(part / (size[:, None] if part.dim() == 2 else size) for part in at))
+        # The model is homogeneous: a point may be divided by any positive number.
+        size = torch.maximum(at.tau, at.kappa)
+        at = _Iterate(*(part / (size[:, None] if part.dim() == 2 else size) for part in at))
         return self._state(problem, data, at, alpha)
 
     def status(self, problem: Program, x: Sequence[Tensor], state: State) -> Tensor:
@@ -133,8 +119,7 @@ class PrimalDual:
         )
         solved = solved & (duality <= rtol * (1 + objective.abs()))
         status = torch.where(solved, int(Status.CONVERGED), RUNNING)
-        if self.homogeneous:
-            status = self._without_solution(problem, data, at, left, status)
+        status = self._without_solution(data, at, left, status)
         lost = ~(left.mu.isfinite() & left.dual.sum(1).isfinite()) | (state.alpha < _SHORTEST)
         return torch.where((status == RUNNING) & lost, int(Status.STALLED), status)
 
@@ -143,23 +128,17 @@ class PrimalDual:
         at, tau = state.at, state.at.tau[:, None]
         return at.y / tau, at.z / tau, at.s / tau
 
-    def _rho(self, mu: Tensor) -> Tensor:
-        """What is added to Q: as little as possible, or in proportion to the residuals, so that no step is too long."""
-        if self.homogeneous:
-            return (1e-3 * mu).clamp(torch.finfo(mu.dtype).eps ** 0.4, 1e-4)
-        return torch.full_like(mu, _delta(mu.dtype))
-
     def _state(self, problem: Program, data: Data, at: _Iterate, alpha: Tensor) -> State:
-        Q_y = torch.bmm(data.Q, at.y.unsqueeze(2)).squeeze(2)
-        pull = problem.times_transposed(data.R, at.z.unsqueeze(2)).squeeze(2)
-        E_y = problem.times(data.R, at.y.unsqueeze(2)).squeeze(2)
+        Q_y = times(data.Q, at.y)
+        pull = problem.times_transposed(data.R, at.z)
+        E_y = problem.times(data.R, at.y)
         tau = at.tau[:, None]
         primal = torch.where(data.present, E_y + at.s - data.b * tau, 0.0)
         gap = at.kappa + ((Q_y / tau + data.c) * at.y).sum(1) + (data.b * at.z).sum(1)
-        mu = _mean_product(at, _inequality(problem, data), self.homogeneous)
+        mu = _mean_product(at, _inequality(problem, data))
         return State(at, _Residuals(Q_y, Q_y + pull + data.c * tau, primal, gap, mu), alpha)
 
-    def _without_solution(self, problem: Program, data: Data, at: _Iterate, left: _Residuals, status: Tensor) -> Tensor:
+    def _without_solution(self, data: Data, at: _Iterate, left: _Residuals, status: Tensor) -> Tensor:
         """The status of items whose point proves that there is no solution."""
         rise, fall = -(data.b * at.z).sum(1), -(data.c * at.y).sum(1)
         tau = at.tau[:, None]
@@ -175,10 +154,11 @@ class PrimalDual:
 class _Direction:
     """Newton's steps at one point, by one factorization."""
 
-    def __init__(self, homogeneous: bool, system: Factor, at: _Iterate, left: _Residuals, inequality: Tensor) -> None:
-        self._homogeneous, self._system, self._at, self._left = homogeneous, system, at, left
+    def __init__(self, system: Factor, data: Data, at: _Iterate, left: _Residuals, inequality: Tensor) -> None:
+        self._system, self._data, self._at, self._left = system, data, at, left
         self._inequality = inequality
-        self._along: tuple[Tensor, Tensor] | None = None  # the change per unit of tau
+        # The change per unit of tau.
+        self._y_tau, self._z_tau = system.solve(data.Q, -data.c, data.b)
 
     def towards(self, sigma: Tensor, predictor: _Iterate | None) -> _Iterate:
         """The step that reduces residuals and products to the share ``sigma``, ``(B,)``."""
@@ -195,18 +175,8 @@ class _Direction:
         return _Iterate(dy, dz, ds, dtau, (at_kappa - at.kappa * dtau) / at.tau)
 
     def _solve(self, a: Tensor, d: Tensor, e: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if not self._homogeneous:
-            # To a few digits: what delta leaves of the residuals does not matter.
-            dy, dz = (part.squeeze(2) for part in self._system.approximate(a.unsqueeze(2), d.unsqueeze(2)))
-            return dy, dz, torch.zeros_like(e)
-        at, data = self._at, self._system.data
-        if self._along is None:
-            both_a, both_d = torch.stack([a, -data.c], dim=2), torch.stack([d, data.b], dim=2)
-            (dy, y_tau), (dz, z_tau) = (part.unbind(2) for part in self._system.solve(both_a, both_d))
-            self._along = y_tau, z_tau
-        else:
-            dy, dz = (part.squeeze(2) for part in self._system.solve(a.unsqueeze(2), d.unsqueeze(2)))
-        y_tau, z_tau = self._along
+        at, data, y_tau, z_tau = self._at, self._data, self._y_tau, self._z_tau
+        dy, dz = self._system.solve(data.Q, a, d)
         Q_xi = self._left.Q_y / at.tau[:, None]
         slope = 2 * Q_xi + data.c
         curvature = (at.y * Q_xi).sum(1) / at.tau
@@ -221,15 +191,13 @@ def _inequality(program: Program, data: Data) -> Tensor:
     return data.present & behind
 
 
-def _delta(dtype: torch.dtype) -> float:
-    return torch.finfo(dtype).eps ** 0.5
+def _weights(data: Data, W: Tensor) -> Tensor:
+    """``1 / (W + delta)``; zero where there is no row."""
+    return torch.where(data.present, 1 / (W + weakest(W.dtype)), 0.0)
 
 
-def _mean_product(at: _Iterate, inequality: Tensor, homogeneous: bool) -> Tensor:
-    total, count = (at.s * at.z).sum(1), inequality.sum(1)
-    if homogeneous:
-        total, count = total + at.tau * at.kappa, count + 1
-    return total / count.clamp(min=1)
+def _mean_product(at: _Iterate, inequality: Tensor) -> Tensor:
+    return ((at.s * at.z).sum(1) + at.tau * at.kappa) / (inequality.sum(1) + 1)
 
 
 def _longest(at: _Iterate, change: _Iterate, inequality: Tensor) -> Tensor:
