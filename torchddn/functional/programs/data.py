@@ -9,6 +9,7 @@ from torch import Tensor
 from torchddn.errors import InvalidInputError
 from torchddn.functional.nodes.arguments import check_floating, wide
 from torchddn.functional.nodes.reading import read
+from torchddn.solvers.vectors import times
 
 __all__ = ["ProgramData", "check_given", "check_limits", "check_values", "prepare"]
 
@@ -56,15 +57,15 @@ class ProgramData(NamedTuple):
 
     def curve(self, y: Tensor) -> Tensor:
         """``Q y``, with the symmetric part of Q."""
-        return (0.5 * (self.Q + self.Q.mT) @ y.unsqueeze(2)).squeeze(2)
+        return 0.5 * (times(self.Q, y) + times(self.Q.mT, y))
 
     def apply(self, y: Tensor) -> Tensor:
         """What the rows are at ``y``."""
-        return (self.rows @ y.unsqueeze(2)).squeeze(2)
+        return times(self.rows, y)
 
     def pull(self, dual: Tensor) -> Tensor:
         """The rows, transposed, times their multipliers."""
-        return (self.rows.mT @ dual.unsqueeze(2)).squeeze(2)
+        return times(self.rows.mT, dual)
 
     def softened(self) -> "ProgramData":
         """The programs of the violations t, in ``(y, t)``: min |t|^2 / 2 with rows y - t (=, <=) right."""
