@@ -393,7 +393,7 @@ def multiply(matrix: Tensor, vectors: Tensor) -> Tensor:
     """``matrix @ vectors`` for ``vectors`` shaped ``(B, s)`` or ``(B, s, k)``."""
     if vectors.ndim == 2:
         # A row times the transposed matrix: the batched product of torch does that up to twelve times faster.
-        return (vectors.unsqueeze(-2) @ matrix.mT).squeeze(-2)
+        return torch.bmm(vectors.unsqueeze(1), matrix.mT).squeeze(1)
     if vectors.shape[2] == 1:
         return multiply(matrix, vectors.squeeze(2)).unsqueeze(2)
     return matrix @ vectors

@@ -40,6 +40,7 @@ class Rows(NamedTuple):
     """What does not change along the way."""
 
     signed: Tensor  # (B, N): one for inequalities, zero for equalities and for rows that do not exist
+    idle: Tensor  # (B, N): one for the others
     fixed: Tensor  # (B, N): the weight of equalities, zero for the others
     count: Tensor  # (B,): number of inequalities, at least one
     size_b: Tensor  # (B,)
@@ -78,7 +79,7 @@ class Mehrotra:
         place = torch.arange(problem.num_rows, device=data.b.device)
         signed = (data.present & (place >= problem.p)).to(data.c.dtype)
         fixed = (data.present & (place < problem.p)).to(data.c.dtype) / weakest(data.c.dtype)
-        return Rows(signed, fixed, signed.sum(1).clamp(min=1), 1 + largest(data.b), 1 + largest(data.c))
+        return Rows(signed, 1 - signed, fixed, signed.sum(1).clamp(min=1), 1 + largest(data.b), 1 + largest(data.c))
 
     def init(self, problem: Program, x: Sequence[Tensor], y: Tensor) -> MehrotraState:
         data, rows = _split(x)
@@ -158,4 +159,5 @@ def _direction(system: Factor, rows: Rows, a: Tensor, w_d: Tensor, primal: Tenso
 
 def _fall(rows: Rows, state: MehrotraState, move: Move, ds: Tensor) -> Tensor:
     """How many times a whole step would take the first number to zero, ``(B,)``."""
-    return torch.maximum(-ds / state.s, -rows.signed * move.dz / torch.where(rows.signed > 0, state.z, 1.0)).amax(1)
+    z = torch.addcmul(rows.idle, rows.signed, state.z)
+    return -torch.minimum(ds / state.s, rows.signed * move.dz / z).amin(1)

@@ -13,7 +13,7 @@ def times(matrix: Tensor, vector: Tensor) -> Tensor:
 
     As a row times the transposed matrix, which the batched product of torch does up to twelve times faster.
     """
-    return (vector.unsqueeze(-2) @ matrix.mT).squeeze(-2)
+    return torch.bmm(vector.unsqueeze(1), matrix.mT).squeeze(1)
 
 
 def back_substitute(L: Tensor, vector: Tensor) -> Tensor:
