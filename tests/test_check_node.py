@@ -72,6 +72,14 @@ BAND = torch.stack([randn(4, 3, seed=3), 4 + randn(4, 3, seed=4).abs(), randn(4,
 OUTSIDE = randn(4, 3, seed=6) + torch.tensor([0.5, 0.0, -0.5], dtype=torch.float64)
 NORMAL = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
 ROW, ONE = torch.ones(1, 3, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+LABELS, BESIDE = torch.tensor([0, 1, 0]), torch.rand(4, 4, generator=torch.Generator().manual_seed(0)).double()
+
+
+def bounded(G):
+    """With one more face, which closes the set."""
+    return torch.cat([G, -G.sum(-2, keepdim=True)], dim=-2)
+
+
 MORE_READY = {
     "project_simplex": (functional.project_simplex, OUTSIDE),
     "sparsemax": (functional.sparsemax, OUTSIDE),
@@ -83,6 +91,12 @@ MORE_READY = {
     "project_halfspace": (partial(functional.project_halfspace, normal=NORMAL, offset=-1.0), OUTSIDE),
     "project_affine": (partial(functional.project_affine, A=ROW, b=ONE), OUTSIDE),
     "project_monotone": (functional.project_monotone, OUTSIDE),
+    "isotonic_regression": (partial(functional.isotonic_regression, weights=NORMAL.abs()), OUTSIDE),
+    "total_variation": (partial(functional.total_variation, strength=0.2), OUTSIDE),
+    "project_second_order_cone": (functional.project_second_order_cone, OUTSIDE),
+    "project_psd": (functional.project_psd, SHAPES),
+    "project_birkhoff": (functional.project_birkhoff, SHAPES),
+    "project_polyhedron": (functional.project_polyhedron, OUTSIDE, SHAPES[:, :2], BAND[:, 0, :2]),
     "project_orthogonal": (functional.project_orthogonal, GENERAL),
     "project_rotation": (functional.project_rotation, GENERAL),
     "weighted_least_squares": (partial(functional.weighted_least_squares, ridge=0.1), GENERAL, OUTSIDE),
@@ -96,6 +110,14 @@ MORE_READY = {
     "sinkhorn_divergence": (functional.sinkhorn_divergence, SHAPES, GENERAL),
     "transport_between": (lambda x, y: functional.transport_between(x, y, gamma=0.3).value, SHAPES, SHAPES + 0.5),
     "quadratic_program": (partial(functional.quadratic_program, check=False, lower=-0.3, upper=0.4), DEFINITE, OUTSIDE),
+    "support_vector_machine": (lambda X: functional.support_vector_machine(X, LABELS).weights, SHAPES),
+    "ridge_head": (lambda X, T: functional.ridge_head(X, T).weights, SHAPES, GENERAL),
+    "rank_pooling": (functional.rank_pooling, SHAPES),
+    "analytic_center": (lambda G: functional.analytic_center(bounded(G), torch.ones(4).to(G)), GENERAL),
+    "SupportVectorMachine": (lambda X: ddn.nn.SupportVectorMachine(1.0)(X, LABELS, X), SHAPES),
+    "RidgeHead": (ddn.nn.RidgeHead(0.5), SHAPES, GENERAL, SHAPES),
+    "RankPooling": (ddn.nn.RankPooling(frames="unit mean"), SHAPES),
+    "AnalyticCenter": (ddn.nn.AnalyticCenter(torch.cat([torch.eye(3), -torch.ones(1, 3)])), 2 + BESIDE),
     "ProjectSimplex": (ddn.nn.ProjectSimplex(), OUTSIDE),
     "Sparsemax": (ddn.nn.Sparsemax(), OUTSIDE),
     "Entmax15": (ddn.nn.Entmax15(), OUTSIDE),
@@ -106,6 +128,12 @@ MORE_READY = {
     "ProjectHalfspace": (ddn.nn.ProjectHalfspace(NORMAL, -1.0), OUTSIDE),
     "ProjectAffine": (ddn.nn.ProjectAffine(ROW, ONE), OUTSIDE),
     "ProjectMonotone": (ddn.nn.ProjectMonotone(), OUTSIDE),
+    "IsotonicRegression": (ddn.nn.IsotonicRegression(), OUTSIDE),
+    "TotalVariation": (ddn.nn.TotalVariation(0.2), OUTSIDE),
+    "ProjectSecondOrderCone": (ddn.nn.ProjectSecondOrderCone(), OUTSIDE),
+    "ProjectPSD": (ddn.nn.ProjectPSD(0.1), SHAPES),
+    "ProjectBirkhoff": (ddn.nn.ProjectBirkhoff(), SHAPES),
+    "ProjectPolyhedron": (ddn.nn.ProjectPolyhedron(ROW, 0 * ONE, lower=-0.4), OUTSIDE),
     "ProjectOrthogonal": (ddn.nn.ProjectOrthogonal(), GENERAL),
     "ProjectRotation": (ddn.nn.ProjectRotation(), GENERAL),
     "RidgeRegression": (ddn.nn.RidgeRegression(0.5), GENERAL, SHAPES, GENERAL),
@@ -132,7 +160,7 @@ def test_ready_nodes_pass(name):
 
 def test_every_ready_node_is_checked():
     checked = {type(node).__name__ if isinstance(node, nn.Module) else node.func.__name__ for node, _ in READY.values()}
-    answers = {"CloudSolution", "LinearFit"}
+    answers = {"KernelMachine", "CloudSolution", "LinearFit"}
     convex = {"ConvexProgram"}  # whose calls return tuples, and which has tests of its own
     assert checked | set(MORE_READY) == {*functional.__all__, *ddn.nn.__all__} - answers - convex
 

@@ -53,6 +53,7 @@ def projector(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 BAND = torch.stack([randn(3, 6), 6 + randn(3, 6), randn(3, 6)], dim=1)
 A, B = randn(3, 6, 2), randn(3, 6, seed=1)
 WEIGHTS = 0.2 + randn(3, 7, seed=2).abs()
+FEW_LABELS = torch.tensor([0, 0, 1, 1, 2, 2])
 MASK = torch.ones(3, 7, dtype=torch.bool).tril(3)
 
 # Name: a function of tensors, which returns one or several, and these tensors.
@@ -86,6 +87,13 @@ CASES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[Tensor,
     "project_halfspace": (functional.project_halfspace, (X, WEIGHTS, SCALES)),
     "project_affine": (functional.project_affine, (X, randn(2, 7, seed=3), randn(2, seed=4))),
     "project_monotone": (functional.project_monotone, (X,)),
+    "isotonic_regression": (functional.isotonic_regression, (X, WEIGHTS)),
+    "total_variation": (functional.total_variation, (X, WEIGHTS[:, 1:])),
+    "project_second_order_cone": (functional.project_second_order_cone, (X,)),
+    "project_psd": (functional.project_psd, (randn(3, 4, 4), SCALES)),
+    "project_birkhoff": (functional.project_birkhoff, (randn(3, 4, 4),)),
+    "project_polyhedron": (functional.project_polyhedron, (X, randn(2, 7, seed=3), randn(2, seed=4))),
+    "project_polyhedron limits": (lambda x, low: functional.project_polyhedron(x, lower=low), (X, -WEIGHTS)),
     "project_orthogonal": (functional.project_orthogonal, (randn(3, 4, 2),)),
     "project_rotation": (functional.project_rotation, (randn(3, 3, 3),)),
     "banded_solve": (functional.banded_solve, (BAND, B)),
@@ -98,6 +106,16 @@ CASES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[Tensor,
     "optimal_transport unbalanced": (lambda c: functional.optimal_transport(c, marginal_penalty=2.0), (POINTS,)),
     "transport_cost": (functional.transport_cost, (POINTS,)),
     "sinkhorn_divergence": (functional.sinkhorn_divergence, (POINTS, randn(3, 5, 2, seed=6))),
+    "support_vector_machine": (
+        lambda X: functional.support_vector_machine(X, FEW_LABELS, 1.0, num_classes=3)[:2],
+        (randn(3, 6, 2, seed=8),),
+    ),
+    "ridge_head": (lambda X, T: functional.ridge_head(X, T, 0.5)[:2], (randn(3, 6, 2, seed=8), randn(3, 6, 2, seed=9))),
+    "rank_pooling": (lambda X, C: functional.rank_pooling(X, C, mask=MASK[:, :6]), (randn(3, 6, 2, seed=8), SCALES)),
+    "analytic_center": (
+        functional.analytic_center,
+        (torch.tensor([[1.0, 0.2], [-0.5, 1.0], [-0.6, -1.0]]), SCALES.float()),
+    ),
     "quadratic_program": (
         lambda q, A, b: functional.quadratic_program(torch.eye(7, dtype=q.dtype), q, A, b, lower=-5.0),
         (X, randn(2, 7, seed=3), randn(2, seed=4)),

@@ -173,7 +173,7 @@ NOT_CALLED_BY_USERS = {
     *(ddn.Solution, ddn.Status, ddn.Problem, ddn.LeastSquares, ddn.OneStep, ddn.diagnostics),
     *(solvers.Result, solvers.Solver, solvers.Composite, solvers.choose, solvers.solve, solvers.unroll),
     *(datasets.Digits, datasets.PointSets),
-    functional.CloudSolution,
+    *(functional.CloudSolution, functional.KernelMachine),
     ddn.nn.LinearFit,
     ddn.PrimalDual,  # what it holds is checked by the node that receives it
 }

@@ -13,6 +13,7 @@ IMAGE = torch.ones(1, 2, 4, 4)
 ONES = torch.ones(3, dtype=torch.float64)
 ROWS = torch.ones(1, 3, dtype=torch.float64)
 EYE = torch.eye(3, dtype=torch.float64)
+LABELS = torch.tensor([0, 1, 1])
 
 
 def call(function, **given):
@@ -62,7 +63,10 @@ BOX = {**VECTORS, **FLAG, "lower": (float("nan"), "lower"), "upper": ("high", "u
 HALFSPACE = {**VECTORS, **FLAG, "normal": (torch.zeros(3), "normal"), "offset": ("far", "offset")}
 AFFINE = {**VECTORS, **FLAG, "A": (torch.ones(2, 4), "(A=...)"), "b": ("far", "(b=...)")}
 MONOTONE = {**VECTORS, **FLAG, "increasing": ("up", "increasing")}
+ISOTONIC = {**MONOTONE, "weights": (-1.0, "weights")}
+VARIATION = {**VECTORS, **FLAG, "strength": (-1.0, "strength")}
 MATRIX = {"X": (3, "(X=...)"), **FAILURE, **FLAG}
+PSD = {**MATRIX, "minimum": ("low", "minimum")}
 SOLVE = {**FAILURE, **FLAG}
 EIGEN = {"X": (X, "must be square matrices"), "k": (4, "must be at most the size of the matrices, 3, got 4."), **SOLVE}
 TRANSPORT = {
@@ -94,6 +98,51 @@ PROGRAM = {
     **FAILURE,
 }
 
+BIRKHOFF = {
+    "X": (3, "(X=...)"),
+    "r": (3, "(r=...)"),
+    "c": (3, "(c=...)"),
+    "max_steps": (0, "max_steps"),
+    **SOLVE,
+}
+POLYHEDRON = {
+    **{name: PROGRAM[name] for name in ("A", "b", "G", "h", "lower", "upper", "weakly_active", "infeasible")},
+    "x": (3, "(x=...)` must be a tensor"),
+    "max_steps": (0, "max_steps"),
+    **SOLVE,
+}
+
+HEAD = {
+    "support": (3, "(support=...)` must be a tensor"),
+    "gamma": (-1.0, "gamma"),
+    "kernel": ("cubic", "'cubic'"),
+    **FAILURE,
+}
+MACHINE = {
+    **HEAD,
+    "labels": (LABELS.double(), "(labels=...)` must be a tensor of integers"),
+    "C": (-1.0, "(C=...)` must be positive"),
+    "num_classes": (1, "num_classes"),
+    "max_steps": (0, "max_steps"),
+}
+RIDGE = {**HEAD, "targets": (3, "(targets=...)` must be a tensor"), "penalty": (-1.0, "penalty")}
+RANKS = {
+    "sequence": (3, "(sequence=...)` must be a tensor"),
+    "C": (-1.0, "(C=...)` must be positive"),
+    "epsilon": (-1.0, "epsilon"),
+    "loss": ("huber", "'huber'"),
+    "smoothing": (-1.0, "smoothing"),
+    "frames": ("median", "'median'"),
+    "max_steps": (0, "max_steps"),
+    **FAILURE,
+}
+CENTER = {
+    "G": (ROWS[0], "(G=...)` must have shape (*B, q, m)"),
+    "A": (ROWS, "(b=...)` is missing"),
+    "max_steps": (0, "max_steps"),
+    **FAILURE,
+}
+
 READY_NODES = {
     functional.robust_pool: (
         call(functional.robust_pool, x=X),
@@ -115,6 +164,12 @@ READY_NODES = {
     functional.project_halfspace: (call(functional.project_halfspace, x=X, normal=ONES), HALFSPACE),
     functional.project_affine: (call(functional.project_affine, x=X, A=ROWS), AFFINE),
     functional.project_monotone: (call(functional.project_monotone, x=X), MONOTONE),
+    functional.isotonic_regression: (call(functional.isotonic_regression, x=X), ISOTONIC),
+    functional.total_variation: (call(functional.total_variation, x=X), VARIATION),
+    functional.project_second_order_cone: (call(functional.project_second_order_cone, x=X), {**VECTORS, **FLAG}),
+    functional.project_psd: (call(functional.project_psd, X=EYE), PSD),
+    functional.project_birkhoff: (call(functional.project_birkhoff, X=EYE), BIRKHOFF),
+    functional.project_polyhedron: (call(functional.project_polyhedron, x=X), POLYHEDRON),
     functional.project_orthogonal: (call(functional.project_orthogonal, X=X.mT), MATRIX),
     functional.project_rotation: (call(functional.project_rotation, X=X[:, :2]), MATRIX),
     functional.weighted_least_squares: (
@@ -171,6 +226,22 @@ READY_NODES = {
     ),
     functional.transport_between: (call(functional.transport_between, x=X, y=X), CLOUDS),
     functional.quadratic_program: (call(functional.quadratic_program, Q=EYE, q=ONES), {**PROGRAM, **FLAG}),
+    functional.support_vector_machine: (
+        call(functional.support_vector_machine, support=EYE, labels=LABELS, kernel="rbf"),
+        {**MACHINE, **FLAG},
+    ),
+    functional.ridge_head: (
+        call(functional.ridge_head, support=EYE, targets=EYE, kernel="rbf"),
+        {**RIDGE, **FLAG},
+    ),
+    functional.rank_pooling: (
+        call(functional.rank_pooling, sequence=X),
+        {**RANKS, "mask": (True, "(mask=...)` must be a tensor of bool"), **FLAG},
+    ),
+    functional.analytic_center: (
+        call(functional.analytic_center, G=EYE, h=ONES),
+        {**CENTER, "h": (ONES[:2], "(h=...)` must have shape"), "b": (ONES, "(A=...)` is missing"), **FLAG},
+    ),
     nn.RobustPool: (module(nn.RobustPool, X), {**POOL_MODULE, **AXES}),
     nn.RobustPool2d: (module(nn.RobustPool2d, IMAGE), {**POOL_MODULE, **WINDOW}),
     nn.RobustVectorPool: (module(nn.RobustVectorPool, X), POOL_MODULE),
@@ -190,6 +261,15 @@ READY_NODES = {
     nn.ProjectHalfspace: (lambda **c: nn.ProjectHalfspace(**{"normal": ONES, **c})(X), held(HALFSPACE)),
     nn.ProjectAffine: (lambda **c: nn.ProjectAffine(**{"A": ROWS, **c})(X), held(AFFINE)),
     nn.ProjectMonotone: (module(nn.ProjectMonotone, X), held(MONOTONE)),
+    nn.IsotonicRegression: (module(nn.IsotonicRegression, X), held(MONOTONE)),
+    nn.TotalVariation: (
+        module(nn.TotalVariation, X),
+        {**held(VARIATION), "learnable_strength": ("yes", "learnable_strength")},
+    ),
+    nn.ProjectSecondOrderCone: (module(nn.ProjectSecondOrderCone, X), held(VECTORS)),
+    nn.ProjectPSD: (module(nn.ProjectPSD, EYE), held(PSD)),
+    nn.ProjectBirkhoff: (module(nn.ProjectBirkhoff, EYE), {"max_steps": (0, "max_steps"), **FAILURE}),
+    nn.ProjectPolyhedron: (module(nn.ProjectPolyhedron, X), held(POLYHEDRON)),
     nn.ProjectOrthogonal: (module(nn.ProjectOrthogonal, X.mT), held(MATRIX)),
     nn.ProjectRotation: (module(nn.ProjectRotation, X[:, :2]), held(MATRIX)),
     nn.RidgeRegression: (
@@ -207,6 +287,25 @@ READY_NODES = {
         module(nn.OptimalTransport, X),
         {**TRANSPORT, **GRADIENT, "learnable_gamma": ("yes", "learnable_gamma")},
     ),
+    nn.SupportVectorMachine: (
+        lambda **c: nn.SupportVectorMachine(**{"kernel": "rbf", **c})(EYE, LABELS, EYE),
+        {
+            **{name: value for name, value in MACHINE.items() if name not in ("support", "labels")},
+            "learnable_C": ("yes", "learnable_C"),
+        },
+    ),
+    nn.RidgeHead: (
+        lambda **c: nn.RidgeHead(**{"kernel": "rbf", **c})(EYE, EYE, EYE),
+        {
+            **{name: value for name, value in RIDGE.items() if name not in ("support", "targets")},
+            "learnable_penalty": ("yes", "learnable_penalty"),
+        },
+    ),
+    nn.RankPooling: (
+        module(nn.RankPooling, X),
+        {**{name: value for name, value in RANKS.items() if name != "sequence"}, "learnable_C": ("yes", "learnable_C")},
+    ),
+    nn.AnalyticCenter: (lambda **c: nn.AnalyticCenter(**{"G": EYE, **c})(ONES), CENTER),
     nn.QuadraticProgram: (
         lambda **c: nn.QuadraticProgram(**{"Q": EYE, **c})(**({} if "q" in c else {"q": ONES})),
         PROGRAM,

@@ -71,7 +71,7 @@ class Response:
                 self.call,
                 found.undetermined & sound.flatten(),
                 "marginals of zero, or parts of the plan that no mass links, leave the response to r and c free",
-                "positive marginals and a smaller gamma determine it",
+                "positive marginals, and a plan that links all rows and columns, determine it",
             )
         failed = ~(found.residual <= default_rtol(P.dtype))
         if bool(failed.any()):

@@ -1,0 +1,1 @@
+"""Nodes that learn from few examples: classifiers and regressions, fitted inside the network."""
