@@ -9,6 +9,7 @@ import sys
 import torch
 
 from benchmarks import (
+    bilevel,
     collection,
     constrained,
     derivatives,
@@ -17,13 +18,16 @@ from benchmarks import (
     peers,
     pooling,
     projections,
+    qp_backends,
     quadratic,
+    sets,
     structure,
     transport,
 )
 from benchmarks.timing import machine
 
 BENCHMARKS = {
+    "bilevel": bilevel.run,
     "collection": collection.run,
     "constrained": constrained.run,
     "derivatives": derivatives.run,
@@ -32,12 +36,14 @@ BENCHMARKS = {
     "peers": peers.run,
     "pooling": pooling.run,
     "projections": projections.run,
+    "qp_backends": qp_backends.run,
     "quadratic": quadratic.run,
+    "sets": sets.run,
     "structure": structure.run,
     "transport": transport.run,
 }
 
-SHOWN = ("least_squares", "pooling", "projections", "transport")
+SHOWN = ("least_squares", "pooling", "projections", "sets", "transport")
 TABLES = pathlib.Path(__file__).parent.parent / "docs" / "_static" / "ready"
 
 

@@ -7,7 +7,7 @@ gradients come from the implicit function theorem, whichever solver found the so
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from torchddn import functional, linear, nn, penalties, solvers
+from torchddn import bilevel, functional, linear, nn, penalties, solvers
 from torchddn.adjoint import IgnoreConstraints, Implicit, OneStep, Unrolled
 from torchddn.diagnostics import diagnostics
 from torchddn.errors import (
@@ -51,6 +51,7 @@ __all__ = [
     "UnboundedError",
     "Unrolled",
     "argmin",
+    "bilevel",
     "diagnostics",
     "explain",
     "fixed_point",
