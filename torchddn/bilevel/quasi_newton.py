@@ -160,9 +160,10 @@ class _Dense:
             self._B = (z @ z) / curvature * torch.eye(len(s)).to(s)
         Bs = self._B @ s
         model = s @ Bs
-        # Powell's damping: where the line search ended at a limit the curvature may have any sign.
-        if curvature < 0.2 * model:
-            z = z + 0.8 * model / (model - curvature) * (Bs - z)
+        # Powell's damping, for a line search that ended at a limit, where the curvature may have any sign. A positive
+        # one is believed, however small: else B would need many steps to forget a region of strong curvature.
+        if curvature < 1e-4 * model:
+            z = z + (1 - 1e-4) * model / (model - curvature) * (Bs - z)
             curvature = s @ z
         if bool(curvature > 0) and bool(model > 0):
             self._B = self._B + torch.outer(z, z) / curvature - torch.outer(Bs, Bs) / model
