@@ -1,4 +1,4 @@
-"""Handwritten digits as sets of points with intensities.
+"""Handwritten digits, as images and as sets of points with intensities.
 
 The images are the 1797 of the UCI collection "Optical Recognition of Handwritten Digits" that ship with scikit-learn,
 8 x 8 pixels each, so nothing is downloaded.
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchddn.datasets.labeled import Labeled
 from torchddn.errors import InvalidInputError
 
 try:
@@ -16,10 +17,10 @@ try:
     import sklearn.model_selection
 except ImportError as error:
     raise ImportError(
-        f"`torchddn.datasets` needs {error.name}. Install it with `pip install 'torchddn[experiments]'`."
+        f"`torchddn.datasets` needs {error.name}. Install it with `pip install 'torchddn[data]'`."
     ) from error
 
-__all__ = ["Digits", "PointSets", "load_digits"]
+__all__ = ["DigitImages", "Digits", "PointSets", "load_digit_images", "load_digits"]
 
 # The split is part of the data set: numbers of two runs can be compared only if it never changes.
 _SPLIT_SEED = 0
@@ -38,6 +39,14 @@ class Digits(NamedTuple):
     train: PointSets
     validation: PointSets
     test: PointSets
+
+
+class DigitImages(NamedTuple):
+    """The same three parts as images."""
+
+    train: Labeled
+    validation: Labeled
+    test: Labeled
 
 
 def load_digits(num_points: int = 64, seed: int = 0) -> Digits:
@@ -64,9 +73,31 @@ def load_digits(num_points: int = 64, seed: int = 0) -> Digits:
         raise InvalidInputError(f"`load_digits(num_points=...)` must be a positive integer, got {num_points!r}.")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise InvalidInputError(f"`load_digits(seed=...)` must be an integer, got {seed!r}.")
+    images, labels = _read()
+    points = _point_sets(images.flatten(1), num_points, seed)
+    return Digits(*(PointSets(points[items], labels[items]) for items in _split(labels)))
+
+
+def load_digit_images() -> DigitImages:
+    """Returns the handwritten digits as images ``(1, 8, 8)`` with intensities in [0, 1], in the same three parts.
+
+    Example:
+        >>> digits = load_digit_images()
+        >>> digits.train.inputs.shape, len(digits.validation), len(digits.test)
+        (torch.Size([1078, 1, 8, 8]), 359, 360)
+    """
+    images, labels = _read()
+    return DigitImages(*(Labeled(images[items].unsqueeze(1), labels[items]) for items in _split(labels)))
+
+
+def _read() -> tuple[Tensor, Tensor]:
+    """Images ``(N, 8, 8)`` in [0, 1] and labels ``(N,)``."""
     images, targets = sklearn.datasets.load_digits(return_X_y=True)
-    points = _point_sets(torch.as_tensor(images, dtype=torch.float32) / 16, num_points, seed)
-    labels = torch.as_tensor(targets)
+    return torch.as_tensor(images, dtype=torch.float32).div(16).view(-1, 8, 8), torch.as_tensor(targets)
+
+
+def _split(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of the items of each part."""
 
     def split(items: Tensor, share: float) -> tuple[Tensor, Tensor]:
         kept, rest = sklearn.model_selection.train_test_split(
@@ -75,8 +106,7 @@ def load_digits(num_points: int = 64, seed: int = 0) -> Digits:
         return torch.as_tensor(kept), torch.as_tensor(rest)
 
     train, rest = split(torch.arange(len(labels)), 0.6)
-    validation, test = split(rest, 0.5)
-    return Digits(*(PointSets(points[items], labels[items]) for items in (train, validation, test)))
+    return train, *split(rest, 0.5)
 
 
 def _point_sets(intensities: Tensor, num_points: int, seed: int) -> Tensor:

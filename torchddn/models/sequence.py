@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from torchddn.errors import InvalidInputError
-from torchddn.functional.learning.rank_pooling import rank_pooling
+from torchddn.functional import rank_pooling
 from torchddn.functional.nodes.arguments import check_choice, check_positive
 from torchddn.models.arguments import check_count, check_widths
 from torchddn.models.encoder import encoder
