@@ -12,7 +12,7 @@ test test-all docs: export OMP_NUM_THREADS ?= 1
 .PHONY: demo test test-all lint docs bench bench-qp clean
 
 demo: $(VENV)/experiments.stamp
-	$(BIN)/torchddn run robust-pooling
+	$(BIN)/torchddn run pointcloud --preset digits
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n 2 -m "not slow"

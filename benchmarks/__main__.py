@@ -13,6 +13,7 @@ from benchmarks import (
     collection,
     constrained,
     derivatives,
+    hyperparameters,
     least_squares,
     nodes,
     peers,
@@ -20,6 +21,7 @@ from benchmarks import (
     projections,
     qp_backends,
     quadratic,
+    scaling,
     sets,
     structure,
     transport,
@@ -31,6 +33,7 @@ BENCHMARKS = {
     "collection": collection.run,
     "constrained": constrained.run,
     "derivatives": derivatives.run,
+    "hyperparameters": hyperparameters.run,
     "least_squares": least_squares.run,
     "nodes": nodes.run,
     "peers": peers.run,
@@ -38,12 +41,13 @@ BENCHMARKS = {
     "projections": projections.run,
     "qp_backends": qp_backends.run,
     "quadratic": quadratic.run,
+    "scaling": scaling.run,
     "sets": sets.run,
     "structure": structure.run,
     "transport": transport.run,
 }
 
-SHOWN = ("least_squares", "pooling", "projections", "sets", "transport")
+SHOWN = ("least_squares", "pooling", "projections", "scaling", "sets", "transport")
 TABLES = pathlib.Path(__file__).parent.parent / "docs" / "_static" / "ready"
 
 

@@ -13,10 +13,12 @@ import torchddn
 
 NAMESPACES = [
     "torchddn",
+    "torchddn.bilevel",
     "torchddn.functional",
     "torchddn.nn",
     "torchddn.solvers",
     "torchddn.linear",
+    "torchddn.datasets",
     "torchddn.models",
     "torchddn.explain",
     "torchddn.testing",
@@ -33,7 +35,7 @@ import torchddn
 
 
 def without_extras(code: str) -> subprocess.CompletedProcess[str]:
-    modules = {"scikit-learn": "sklearn", "import-linter": "importlinter"}
+    modules = {"scikit-learn": "sklearn", "import-linter": "importlinter", "pillow": "PIL"}
     requirements = importlib.metadata.requires("torchddn") or []
     names = {re.split(r"[\[<>=!~ ;]", line)[0] for line in requirements if "extra ==" in line}
     extras = {modules.get(name, name.replace("-", "_")) for name in names - {"torchddn"}}
@@ -45,7 +47,8 @@ def without_extras(code: str) -> subprocess.CompletedProcess[str]:
 def test_core_needs_only_torch_and_numpy():
     result = without_extras("""
         for module in pkgutil.walk_packages(torchddn.__path__, "torchddn."):
-            if module.name.split(".")[1] not in ("datasets", "experiments", "plotting"):
+            part = module.name.removeprefix("torchddn.")
+            if not part.startswith(("bilevel.sklearn", "datasets", "experiments", "plotting")):
                 importlib.import_module(module.name)
         print("imported")
     """)
@@ -74,13 +77,21 @@ def test_tools_are_imported_when_they_are_asked_for():
     ], result.stderr
 
 
-@pytest.mark.parametrize("module", ["torchddn.datasets", "torchddn.plotting", "torchddn.experiments.cli"])
-def test_missing_extra_is_named(module):
+@pytest.mark.parametrize(
+    "module, extra",
+    [
+        ("torchddn.bilevel.sklearn", "experiments"),
+        ("torchddn.datasets.digits", "data"),
+        ("torchddn.experiments.cli", "experiments"),
+        ("torchddn.plotting", "experiments"),
+    ],
+)
+def test_missing_extra_is_named(module, extra):
     result = without_extras(f"import {module}")
     assert result.returncode == 1
     message = result.stderr.strip().splitlines()[-1]
     assert message.startswith("ImportError: `torchddn.")
-    assert "pip install 'torchddn[experiments]'" in message
+    assert f"pip install 'torchddn[{extra}]'" in message
 
 
 def test_version_is_that_of_the_installed_package():

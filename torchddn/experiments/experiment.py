@@ -1,64 +1,153 @@
-"""What an experiment is: variants of one network, compared under several conditions, with several seeds."""
+"""What an experiment is: a configuration, jobs that can run beside each other, and tables that show what they found."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from torch import Tensor
+from torchddn.errors import InvalidInputError
 
-__all__ = ["Experiment", "Outcome", "Settings"]
+if TYPE_CHECKING:
+    from torchddn.experiments.session import Session
+
+__all__ = ["Config", "Experiment", "Job", "Recipe", "Row", "Table"]
+
+Job = dict[str, Any]
+Row = dict[str, Any]
+
+_OPTIMIZERS = ("sgd", "adam", "adamw")
+_SCHEDULES = ("step", "cosine", "one-cycle", "constant")
+
+
+class Config(Protocol):
+    """A frozen dataclass: every field has a default, and is an int, float, bool, str, tuple of those, or dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def seeds(self) -> tuple[int, ...]: ...
+
+
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a user can choose.
+class Recipe:
+    """How a network is trained.
 
     Attributes:
-        seeds: Number of seeds, counted from 0.
         epochs: Passes over the training data.
-        device: Where to train and test, in PyTorch's words.
-        quick: On a small part of the data: a check that all works, with meaningless numbers.
+        batch_size: Items of a step, shared out to all processes.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
+        learning_rate: At the beginning; with ``"one-cycle"`` the highest.
+        momentum: Of SGD.
+        weight_decay: Of the optimizer.
+        schedule: ``"step"`` (times ``decay_factor`` every ``decay_every`` epochs), ``"cosine"`` (to 0), ``"one-cycle"``
+            or ``"constant"``.
+        decay_every: Epochs, for ``"step"``.
+        decay_factor: For ``"step"``.
+        clip: Largest norm of the gradient of all parameters; ``None`` for no limit.
+        validate_every: Epochs between two points of the curves.
     """
 
-    seeds: int
-    epochs: int
-    device: str = "cpu"
-    quick: bool = False
+    epochs: int = 60
+    batch_size: int = 24
+    optimizer: str = "sgd"
+    learning_rate: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "step"
+    decay_every: int = 20
+    decay_factor: float = 0.5
+    clip: float | None = None
+    validate_every: int = 1
 
-
-class Outcome(NamedTuple):
-    """One trained network.
-
-    Attributes:
-        validation: Its scores on the validation data, and whatever else explains them.
-        test: Its scores on the test data, one dict per condition.
-        weights: Its state dict, on the CPU.
-    """
-
-    validation: dict[str, float]
-    test: list[dict[str, float]]
-    weights: dict[str, Tensor]
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "decay_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"`Recipe({name}=...)` must be positive, got {getattr(self, name)}.")
+        for name in ("learning_rate", "decay_factor", "clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInputError(f"`Recipe({name}=...)` must be positive, got {value}.")
+        for name, known in (("optimizer", _OPTIMIZERS), ("schedule", _SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise InvalidInputError(
+                    f"`Recipe({name}=...)` must be one of {', '.join(known)}, got {getattr(self, name)!r}."
+                )
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """One experiment; ``run`` and the names are all that the harness knows of it.
+class Table:
+    """One table of the results, and the plot of it.
+
+    A cell is the mean, and the sample standard deviation over the seeds, of the numbers ``value`` in the rows that
+    have its ``row``, its ``column`` and all of ``where``; others are left out.
+
+    Attributes:
+        title: What the numbers say.
+        value: Key of the numbers.
+        row: Key of what labels the rows of the table, the horizontal axis of the plot.
+        column: Key of what labels the columns, the lines of the plot; the first is drawn as the baseline.
+        where: Entries that the rows must have.
+        scale: ``"percent"``: the numbers are fractions, shown times 100. ``"number"``: as they are.
+        row_scale: The same for the labels of the rows.
+        better: ``"high"`` or ``"low"``: the best of each row is bold. ``None``: none is.
+        log: Both axes of the plot are logarithmic.
+        row_title: ``row`` in words, unless it is one.
+        value_title: ``value`` in words and units, for the axis; the title unless given.
+        paper: The numbers of the publication, ``{"source": where they stand, row: {column: number}}``.
+    """
+
+    title: str
+    value: str
+    row: str
+    column: str
+    where: Mapping[str, Any] = field(default_factory=dict)
+    scale: str = "number"
+    row_scale: str = "number"
+    better: str | None = None
+    log: bool = False
+    row_title: str | None = None
+    value_title: str | None = None
+    paper: Mapping[Any, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: what the record of a run keeps."""
+        plain = dataclasses.asdict(self)
+        if self.paper is not None:
+            rows = {row: columns for row, columns in self.paper.items() if row != "source"}
+            # A list, because a key of JSON is a string, and a row may be a number.
+            cells = [[row, column, number] for row, columns in rows.items() for column, number in columns.items()]
+            plain["paper"] = {"source": self.paper.get("source", "the paper"), "cells": cells}
+        return plain
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[C]):
+    """One experiment.
+
+    All functions stand at the top of a module, because jobs run in processes of their own.
 
     Attributes:
         name: As the command line knows it.
         summary: One sentence.
-        variants: What is compared; the first is the baseline.
-        condition: What changes between the tests of one network; each score dict has it as a key.
-        metrics: Key and title of each score; larger is better, in [0, 1].
-        settings: What is used unless the user chooses.
-        run: Trains and tests one variant with one seed; calls its last argument after every epoch. It runs in a
-            process of its own, so it must be a function at the top of a module.
+        presets: Configurations by name. The first is the default: the paper's protocol.
+        jobs: What can run by itself, beside the others: a list of flat dicts; ``seed`` is an entry of each.
+        run: Does one job, and returns flat dicts: what was measured under which condition. The entries of the job are
+            added to each. Must be a deterministic function of the configuration, the job and the data.
+        tables: What is shown.
+        prepare: Called once before the first job, on every process: makes what is made once, and refuses data that is
+            not what it should be.
+        serial: One job at a time, as measurements of time and memory need.
     """
 
     name: str
     summary: str
-    variants: tuple[str, ...]
-    condition: str
-    metrics: dict[str, str]
-    settings: Settings
-    run: Callable[[str, int, Settings, Callable[[], None]], Outcome]
+    presets: Mapping[str, C]
+    jobs: Callable[[C], Sequence[Job]]
+    run: Callable[[C, Job, "Session"], Sequence[Row]]
+    tables: Callable[[C], Sequence[Table]]
+    prepare: Callable[[C, Path | None], None] | None = None
+    serial: bool = False

@@ -1,12 +1,13 @@
-"""The record of a finished experiment: plain JSON, written once, read by the table, the picture and ``compare``.
+"""The record of a run: plain JSON, read by the tables, the plots, the report and ``compare``.
 
-A record is a dict::
+``run.json`` is written first and says what was asked for; ``jobs/JOB/result.json`` when a job is done; and
+``results.json``, the record, when all are::
 
-    {"experiment", "command", "settings", "variants", "condition", "metrics", "machine", "versions", "seconds",
-     "runs": [{"variant", "seed", "seconds", "warnings", "validation": {what: number},
-               "test": [{condition: number, metric: number, ...}, ...]}, ...]}
+    {"experiment", "summary", "preset", "command", "config", "options", "data", "machine", "versions", "seconds",
+     "tables": [see Table.to_json], "jobs": [{"job", "rows", "seconds", "phases", "warnings"}, ...]}
 """
 
+import importlib.metadata
 import json
 import math
 import os
@@ -21,10 +22,19 @@ import torch
 
 import torchddn
 from torchddn.errors import InvalidInputError
+from torchddn.experiments import storage
 
-__all__ = ["Spread", "machine", "read_record", "spreads", "versions", "write_record"]
-
-_FILE = "results.json"
+__all__ = [
+    "Spread",
+    "cells",
+    "machine",
+    "read_record",
+    "read_request",
+    "record_path",
+    "request_path",
+    "versions",
+    "write_record",
+]
 
 
 class Spread(NamedTuple):
@@ -34,9 +44,26 @@ class Spread(NamedTuple):
     deviation: float
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Writes ``results.json`` into ``folder``."""
-    (folder / _FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+def request_path(folder: Path) -> Path:
+    """Where a run says what was asked for."""
+    return folder / "run.json"
+
+
+def record_path(folder: Path) -> Path:
+    """Where the record of a finished run is."""
+    return folder / "results.json"
+
+
+def read_request(folder: Path) -> dict[str, Any]:
+    """Returns what a run was asked for.
+
+    Raises:
+        InvalidInputError: If ``folder`` is not a run's, or its file is damaged.
+    """
+    request = _read(request_path(folder), "Name a folder that `torchddn run` has made.")
+    if not isinstance(request, dict) or not {"experiment", "config", "options", "data"} <= request.keys():
+        raise InvalidInputError(f"{request_path(folder)} does not say what was run. Run the experiment again.")
+    return request
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -45,34 +72,38 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         InvalidInputError: If there is none, or the file is not a record.
     """
-    path = folder / _FILE
-    if not path.is_file():
-        raise InvalidInputError(f"{path} does not exist. Name a folder that `torchddn run` has written.")
+    path = record_path(folder)
+    advice = "Name a folder with a finished run"
+    if request_path(folder).is_file():
+        advice += f"; this one is not: `torchddn resume {folder}`"
+    record = _read(path, f"{advice}.")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        spreads(record, next(iter(record["metrics"])))
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+        for table in record["tables"]:
+            cells(record, table)
+        if not isinstance(record["config"], dict) or not isinstance(record["experiment"], str):
+            raise TypeError("config or experiment")
+    except (KeyError, TypeError, AttributeError) as error:
         raise InvalidInputError(f"{path} is not a record ({error!r}). Run the experiment again.") from error
     return record
 
 
-def spreads(record: dict[str, Any], metric: str) -> dict[str, dict[float, Spread]]:
-    """Returns, for each variant and each value of the condition, the spread of ``metric`` over the seeds."""
-    scores: dict[str, dict[float, list[float]]] = {variant: {} for variant in record["variants"]}
-    for run in record["runs"]:
-        for score in run["test"]:
-            scores[run["variant"]].setdefault(score[record["condition"]], []).append(score[metric])
-    return {
-        variant: {condition: _spread(values) for condition, values in by_condition.items()}
-        for variant, by_condition in scores.items()
-    }
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Writes the record into ``folder``."""
+    storage.write_json(record_path(folder), record)
 
 
-def _spread(values: list[float]) -> Spread:
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
+def cells(record: dict[str, Any], table: dict[str, Any]) -> dict[Any, dict[Any, Spread]]:
+    """Returns the spread over the seeds in each row and column of a table of the record."""
+    found: dict[Any, dict[Any, list[float]]] = {}
+    for job in record["jobs"]:
+        for row in job["rows"]:
+            if table["value"] in row and all(row.get(key) == value for key, value in table["where"].items()):
+                cell = found.setdefault(row[table["row"]], {}).setdefault(row[table["column"]], [])
+                cell.append(row[table["value"]])
+    return {row: {column: _spread(values) for column, values in columns.items()} for row, columns in found.items()}
 
 
-def machine(device: str) -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     """Returns what a reader of timings needs to know of this machine, without its name."""
     description = {"system": platform.system(), "architecture": platform.machine(), "cores": os.cpu_count()}
     cpu_info = Path("/proc/cpuinfo")
@@ -80,7 +111,7 @@ def machine(device: str) -> dict[str, Any]:
         models = [line for line in cpu_info.read_text(encoding="utf-8").splitlines() if line.startswith("model name")]
         if models:
             description["processor"] = models[0].partition(":")[2].strip()
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         description["accelerator"] = torch.cuda.get_device_name(device)
     return description
 
@@ -89,8 +120,22 @@ def versions() -> dict[str, str]:
     """Returns the versions on which the numbers of a record can depend."""
     return {
         "python": platform.python_version(),
+        "lightning-fabric": importlib.metadata.version("lightning-fabric"),
         "numpy": numpy.__version__,
         "scikit-learn": sklearn.__version__,
         "torch": str(torch.__version__),
         "torchddn": torchddn.__version__,
     }
+
+
+def _spread(values: list[float]) -> Spread:
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan)
+
+
+def _read(path: Path, advice: str) -> Any:
+    if not path.is_file():
+        raise InvalidInputError(f"{path} does not exist. {advice}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InvalidInputError(f"{path} cannot be read ({error}). Run the experiment again.") from error

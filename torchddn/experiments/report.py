@@ -1,110 +1,100 @@
-"""How a record is shown: tables in Markdown and in the terminal, a picture, the difference of two records."""
+"""The report of a run: tables in Markdown, plots, and one HTML page that needs no other file and no network."""
 
-import math
+import base64
+import importlib.resources
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import rich.box
-import rich.table
+import jinja2
 from matplotlib.figure import Figure
 
-from torchddn.errors import InvalidInputError
-from torchddn.experiments.record import Spread, spreads
+from torchddn.experiments import storage, tables
+from torchddn.experiments.configuration import flat
+from torchddn.experiments.plots import draw_curves, draw_tables, read_curves
+from torchddn.experiments.record import cells
 
-__all__ = ["comparison_table", "draw", "markdown", "terminal_table"]
-
-# Okabe and Ito's palette, told apart by the color-blind too; the black dashed line is for the baseline.
-_COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
-_MARKERS = ("s", "o", "^", "v", "D", "P")
+__all__ = ["phases", "report_path", "write_report"]
 
 
-def markdown(record: dict[str, Any]) -> str:
-    """Returns one table per metric, in per cent; the best of each row is bold."""
-    parts = []
-    for metric, title in record["metrics"].items():
-        table = spreads(record, metric)
-        variants = record["variants"]
-        lines = [
-            f"**{title}** (%, mean ± standard deviation; seeds: {record['settings']['seeds']})",
-            "",
-            f"| {record['condition']} | " + " | ".join(map(_words, variants)) + " |",
-            "|---:|" + "---:|" * len(variants),
-        ]
-        for condition in table[variants[0]]:
-            row = [table[variant][condition] for variant in variants]
-            best = max(row).mean
-            cells = [f"**{_cell(spread)}**" if spread.mean == best else _cell(spread) for spread in row]
-            lines.append(f"| {condition:.0%} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
+def report_path(folder: Path) -> Path:
+    """Where the page is."""
+    return folder / "report.html"
 
 
-def terminal_table(record: dict[str, Any], metric: str) -> rich.table.Table:
-    """Returns the table of one metric for the terminal."""
-    rows = spreads(record, metric)
-    table = _empty_table(f"{record['metrics'][metric]}, %", record["condition"], record["variants"])
-    for condition in rows[record["variants"][0]]:
-        row = [rows[variant][condition] for variant in record["variants"]]
-        best = max(row).mean
-        cells = [f"[bold green]{_cell(spread)}[/]" if spread.mean == best else _cell(spread) for spread in row]
-        table.add_row(f"{condition:.0%}", *cells)
-    return table
+def write_report(folder: Path, record: dict[str, Any]) -> None:
+    """Writes ``table.md``, ``EXPERIMENT.png`` and ``report.html`` into the folder of a run."""
+    shown = [table for table in record["tables"] if tables.has_cells(record, table)]
+    storage.write(folder / "table.md", tables.markdown(record).encode())
+    drawn = _drawn(record, shown)
+    if drawn:
+        storage.write(folder / f"{record['experiment']}.png", _image(draw_tables(record, drawn), "png", dpi=150))
+    storage.write(report_path(folder), _page(folder, record, shown).encode())
 
 
-def comparison_table(a: dict[str, Any], b: dict[str, Any], metric: str) -> rich.table.Table:
-    """Returns the table of the differences ``b - a`` of the means of one metric, in per cent points.
-
-    Raises:
-        InvalidInputError: If the records are of different experiments or have nothing in common.
-    """
-    if a["experiment"] != b["experiment"]:
-        raise InvalidInputError(f"The records are of different experiments, {a['experiment']} and {b['experiment']}.")
-    rows_a, rows_b = spreads(a, metric), spreads(b, metric)
-    variants = [variant for variant in rows_a if variant in rows_b]
-    conditions = [c for c in rows_a[variants[0]] if c in rows_b[variants[0]]] if variants else []
-    if not conditions:
-        raise InvalidInputError("The records have no variant and condition in common. Run both with the same version.")
-    table = _empty_table(f"{a['metrics'][metric]}, second minus first, % points", a["condition"], variants)
-    for condition in conditions:
-        differences = [rows_b[variant][condition].mean - rows_a[variant][condition].mean for variant in variants]
-        table.add_row(f"{condition:.0%}", *(f"{100 * difference:+.1f}" for difference in differences))
-    return table
+def phases(record: dict[str, Any]) -> list[tuple[str, float]]:
+    """Returns the seconds of each phase over all jobs, the longest first, and what is left as ``"other"``."""
+    sums: dict[str, float] = {}
+    for job in record["jobs"]:
+        for phase, seconds in job["phases"].items():
+            sums[phase] = sums.get(phase, 0.0) + seconds
+    other = sum(job["seconds"] for job in record["jobs"]) - sum(sums.values())
+    return [*sorted(sums.items(), key=lambda item: -item[1]), ("other", max(0.0, other))]
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
-    """Draws each metric against the condition, with bands of one standard deviation, into a PNG file."""
-    metrics = record["metrics"]
-    figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics.items(), strict=True):
-        table = spreads(record, metric)
-        for variant, color, marker in zip(record["variants"], _COLORS, _MARKERS, strict=False):
-            conditions = [100 * condition for condition in table[variant]]
-            means = [100 * spread.mean for spread in table[variant].values()]
-            deviations = [0.0 if math.isnan(s.deviation) else 100 * s.deviation for s in table[variant].values()]
-            style = "--" if variant == record["variants"][0] else "-"
-            axes.plot(conditions, means, style, color=color, marker=marker, markersize=5, label=_words(variant))
-            low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
-            high = [mean + deviation for mean, deviation in zip(means, deviations, strict=True)]
-            axes.fill_between(conditions, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.set(xlabel=f"{record['condition']}, %", ylabel=f"{title}, %")
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(10 * math.floor(axes.get_ylim()[0] / 10), 101)
-    figure.axes[0].legend(loc="lower left", frameon=False)
-    figure.savefig(path, dpi=150)
+def _page(folder: Path, record: dict[str, Any], shown: list[dict[str, Any]]) -> str:
+    template = importlib.resources.files("torchddn.experiments").joinpath("report.html").read_text(encoding="utf-8")
+    drawn = _drawn(record, shown)
+    found = phases(record)
+    whole = sum(seconds for _, seconds in found) or 1.0
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(template).render(
+        record=record,
+        data=record["data"] or "made by the library, or shipped with it",
+        tables=[
+            {
+                "title": table["title"],
+                "note": tables.note(record, table),
+                "titles": tables.column_titles(record, table),
+                "lines": list(tables.lines(record, table)),
+                "plot": _source(_image(draw_tables(record, [table]), "svg"), "svg+xml") if table in drawn else None,
+            }
+            for table in shown
+        ],
+        curves=list(_curves(folder, record)),
+        pictures=[
+            {"name": f"{path.parent.parent.name}: {path.stem}", "source": _source(path.read_bytes(), "png")}
+            for path in sorted(folder.glob("jobs/*/pictures/*.png"))
+        ],
+        config=list(flat(record["config"]).items()),
+        phases=[(phase, f"{seconds:.1f}", f"{seconds / whole:.1%}") for phase, seconds in found],
+        machine=[*record["machine"].items(), *record["versions"].items(), *flat(record["options"]).items()],
+        warnings=sorted({message for job in record["jobs"] for message in job["warnings"]}),
+    )
 
 
-def _empty_table(title: str, condition: str, variants: list[str]) -> rich.table.Table:
-    table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for header in (condition, *map(_words, variants)):
-        table.add_column(header, justify="right")
-    return table
+def _drawn(record: dict[str, Any], shown: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tables with something to draw: one row is said better by its numbers."""
+    return [table for table in shown if len(cells(record, table)) > 1]
 
 
-def _cell(spread: Spread) -> str:
-    mean = f"{100 * spread.mean:.1f}"
-    return mean if math.isnan(spread.deviation) else f"{mean}±{100 * spread.deviation:.1f}"
+def _curves(folder: Path, record: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """The plot of each training, with a line per job."""
+    paths = sorted(folder.glob("jobs/*/*.csv"))
+    for name in dict.fromkeys(path.stem for path in paths):
+        curves = {path.parent.name: read_curves(path) for path in paths if path.stem == name}
+        figure = draw_curves(curves)
+        if figure is not None:
+            yield {"name": name, "plot": _source(_image(figure, "svg"), "svg+xml")}
 
 
-def _words(variant: str) -> str:
-    return variant.replace("_", " ")
+def _image(figure: Figure, kind: str, **options: Any) -> bytes:
+    content = io.BytesIO()
+    # Without the date, the same record gives the same file.
+    figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None, **options)
+    return content.getvalue()
+
+
+def _source(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
