@@ -1,8 +1,12 @@
 """Sphinx configuration; `make docs` builds with warnings as errors."""
 
+import pathlib
 import re
+import sys
 
 import torchddn
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 project = "torchddn"
 author = "torchddn contributors"
@@ -36,6 +40,8 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "reference_url": {},
+    # By name: Sphinx cannot remember a function.
+    "reset_modules": ("matplotlib", "seaborn", "gallery_reset.reset_dtype"),
     "min_reported_time": 1e9,
 }
 

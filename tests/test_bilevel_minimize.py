@@ -90,7 +90,7 @@ def test_a_tree_has_a_set_for_each_tensor():
     theta = {"a": torch.ones(2).double(), "b": torch.full((2, 2), 0.5).double()}
     target = {"a": torch.tensor([-1.0, 3.0]).double(), "b": torch.tensor([[0.9, -0.3], [2.0, 2.0]]).double()}
     upper = lambda theta, y: sum((y[k] - target[k]).square().sum() for k in target)  # noqa: E731
-    found = minimize_bilevel(upper, identity, theta, constraint={"a": Box(upper=2.0), "b": Simplex()})
+    found = minimize_bilevel(upper, identity, theta, constraint={"b": Simplex(), "a": Box(upper=2.0)})
     torch.testing.assert_close(found.theta["a"], torch.tensor([-1.0, 2.0]).double())
     torch.testing.assert_close(found.theta["b"], ddn.functional.project_simplex(target["b"]))
 

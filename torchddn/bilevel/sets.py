@@ -165,11 +165,14 @@ def set_of_each(call: str, constraint: Any, theta: Any) -> list[UpperSet]:
     leaves, spec = pytree.tree_flatten(theta)
     if constraint is None or isinstance(constraint, UpperSet):
         return [constraint or Box()] * len(leaves)
-    parts, own = pytree.tree_flatten(constraint)
-    if own != spec:
+    try:
+        parts = spec.flatten_up_to(constraint)  # the entries of a dict in the order of theta's
+    except ValueError:
+        parts = [constraint]
+    if not all(part is None or isinstance(part, UpperSet) for part in parts):
         raise InvalidInputError(
             f"`{call}(constraint=...)` must be one set or a tree as `theta` is, with {len(leaves)} sets, got "
-            f"{len(parts)}."
+            f"{constraint!r}."
         )
     return [part or Box() for part in parts]
 
