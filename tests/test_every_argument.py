@@ -22,6 +22,7 @@ def square(y: Tensor, x: Tensor) -> Tensor:
 
 
 X = randn(2, 3)
+IMAGES, LABELS = torch.zeros(4, 1, 8, 8), torch.arange(4)
 START = torch.zeros(3, dtype=torch.float64)
 TOLERANCES = {"rtol": (-1.0, "rtol"), "atol": (-1.0, "atol"), "max_steps": (0, "max_steps")}
 NODE = {
@@ -154,7 +155,89 @@ TABLE = {
         call(
             datasets.replace_with_outliers, points=torch.zeros(1, 4, 3), fraction=0.5, generator=torch.Generator("cpu")
         ),
-        {"points": ([1], "points"), "fraction": ("half", "fraction"), "generator": (3, "generator")},
+        {
+            "points": ([1], "points"),
+            "fraction": ("half", "fraction"),
+            "generator": (3, "generator"),
+            "within": ("cube", "within"),
+        },
+    ),
+    datasets.load_digit_images: (datasets.load_digit_images, {}),
+    datasets.Labeled: (
+        call(datasets.Labeled, inputs=IMAGES, labels=LABELS),
+        {"inputs": ([1], "inputs"), "labels": (LABELS[:3], "labels"), "classes": (("one",), "classes")},
+    ),
+    datasets.Solids: (
+        datasets.Solids,
+        {
+            "split": ("dev", "split"),
+            "num_points": (0, "num_points"),
+            "per_class": (0, "per_class"),
+            "seed": ("x", "seed"),
+            "pose": ("upside down", "pose"),
+            "cache": (3, "cache"),
+        },
+    ),
+    datasets.ModelNet40: (
+        call(datasets.ModelNet40, root="no such folder"),
+        {
+            "root": ("no such folder", "no such folder"),
+            "split": ("dev", "split"),
+            "num_points": (0, "num_points"),
+            "features": (("color",), "features"),
+            "classes": ((), "classes"),
+            "seed": ("x", "seed"),
+            "num_workers": (-1, "num_workers"),
+            "cache": (3, "cache"),
+        },
+    ),
+    datasets.ImageFolder: (
+        call(datasets.ImageFolder, root="no such folder"),
+        {
+            "root": ("no such folder", "no such folder"),
+            "split": ("dev", "split"),
+            "layout": ("heap", "layout"),
+            "crop": (0, "crop"),
+            "resize": (0, "resize"),
+            "augment": ("much", "augment"),
+            "transform": (3, "transform"),
+            "seed": ("x", "seed"),
+        },
+    ),
+    datasets.MovingDigits: (
+        datasets.MovingDigits,
+        {
+            "split": ("dev", "split"),
+            "num_frames": (0, "num_frames"),
+            "size": (0, "size"),
+            "per_class": (0, "per_class"),
+            "seed": ("x", "seed"),
+        },
+    ),
+    datasets.Puzzles: (
+        call(datasets.Puzzles, images=datasets.Labeled(IMAGES, LABELS)),
+        {"images": (3, "images"), "grid": ((0, 3), "grid"), "seed": ("x", "seed"), "fresh": ("often", "fresh")},
+    ),
+    datasets.check: (
+        call(datasets.check, path="no such folder"),
+        {"path": (3, "path"), "thorough": ("very", "thorough")},
+    ),
+    datasets.hold_out: (
+        call(datasets.hold_out, data=datasets.Labeled(IMAGES, LABELS)),
+        {"data": (IMAGES, "data"), "share": (2.0, "share"), "seed": ("x", "seed")},
+    ),
+    datasets.loader: (
+        call(datasets.loader, data=datasets.Labeled(IMAGES, LABELS), batch_size=2),
+        {
+            "data": (3, "data"),
+            "batch_size": (0, "batch_size"),
+            "shuffle": ("well", "shuffle"),
+            "seed": ("x", "seed"),
+            "num_workers": (-1, "num_workers"),
+            "rank": (1, "rank"),
+            "num_ranks": (0, "num_ranks"),
+            "drop_last": ("no", "drop_last"),
+        },
     ),
     models.PointNet: (
         models.PointNet,
@@ -164,6 +247,44 @@ TABLE = {
             "num_features": (0, "num_features"),
             "num_classes": ("ten", "num_classes"),
             "widths": ((), "widths"),
+            "head": ((), "head"),
+            "dropout": (1.0, "dropout"),
+            "transform": ("yes", "transform"),
+        },
+    ),
+    models.ResNet18: (
+        models.ResNet18,
+        {
+            "num_classes": (0, "num_classes"),
+            "projection": ("cube", "projection"),
+            "p": (0.5, "p=...)"),
+            "radius": (-1.0, "radius"),
+            "in_channels": (0, "in_channels"),
+            "width": (0, "width"),
+            "small_images": ("yes", "small_images"),
+        },
+    ),
+    models.SequenceClassifier: (
+        models.SequenceClassifier,
+        {
+            "pooling": ("median", "pooling"),
+            "C": (-1.0, "C=...)"),
+            "num_classes": (0, "num_classes"),
+            "in_channels": (0, "in_channels"),
+            "widths": ((), "widths"),
+            "num_features": (0, "num_features"),
+        },
+    ),
+    models.PermutationNet: (
+        call(models.PermutationNet, num_patches=4),
+        {
+            "num_patches": (0, "num_patches"),
+            "relaxation": ("softmax of softmaxes", "relaxation"),
+            "gamma": (-1.0, "gamma"),
+            "in_channels": (0, "in_channels"),
+            "widths": ((), "widths"),
+            "num_features": (0, "num_features"),
+            "num_layers": (0, "num_layers"),
         },
     ),
 }
@@ -172,7 +293,8 @@ CASES = [(function, name) for function, (_, wrong) in TABLE.items() for name in 
 NOT_CALLED_BY_USERS = {
     *(ddn.Solution, ddn.Status, ddn.Problem, ddn.LeastSquares, ddn.OneStep, ddn.diagnostics),
     *(solvers.Result, solvers.Solver, solvers.Composite, solvers.choose, solvers.solve, solvers.unroll),
-    *(datasets.Digits, datasets.PointSets),
+    *(datasets.Check, datasets.Data, datasets.DigitImages, datasets.Digits, datasets.InMemory, datasets.Part),
+    *(datasets.PointSets, datasets.Shards),
     *(functional.CloudSolution, functional.KernelMachine),
     ddn.nn.LinearFit,
     ddn.PrimalDual,  # what it holds is checked by the node that receives it

@@ -11,6 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import torchddn as ddn
 from torchddn.functional import project_ball, quadratic_program
+from torchddn.functional.programs import saddle
+from torchddn.linear import solve_certified
 from torchddn.nn import QuadraticProgram
 
 D = torch.float64
@@ -375,3 +377,23 @@ def test_a_module_learns_what_it_was_given_as_parameters():
     with pytest.raises(ddn.InvalidInputError, match="must not be given: the module has a `Q` of its own"):
         layer(Q=I2, q=-x)
     assert repr(layer) == "QuadraticProgram(learned: b; kept: Q, A, lower)"
+
+
+def test_backward_pass_reuses_the_factor_of_the_forward_pass(monkeypatch):
+    methods = []
+
+    def spied(*args, **options):
+        certified = solve_certified(*args, **options)
+        methods.extend(certified.method)
+        return certified
+
+    monkeypatch.setattr(saddle, "solve_certified", spied)
+    generator = torch.Generator().manual_seed(0)
+    root, q, G = (torch.randn(shape, dtype=D, generator=generator) for shape in ((16, 8, 8), (16, 8), (16, 5, 8)))
+    A, h = torch.ones(1, 8, dtype=D), torch.rand(16, 5, dtype=D, generator=generator)
+    q.requires_grad_()
+    data = (root @ root.mT + 0.1 * torch.eye(8, dtype=D), q, A, torch.zeros(1, dtype=D), G, h, -0.5, 0.5)
+    found = quadratic_program(*data, solution=True)
+    assert (found.lower_multipliers > 0).any() and (found.inequality_multipliers > 0).any()
+    found.y.sum().backward()
+    assert methods == ["KnownFactor"] * 16

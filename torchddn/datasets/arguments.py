@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torchddn.errors import InvalidInputError
 
-__all__ = ["SPLITS", "check_count", "check_integer", "check_share", "folder"]
+__all__ = ["SPLITS", "check_count", "check_data", "check_integer", "check_path", "check_share", "folder"]
 
 SPLITS = ("train", "validation", "test")
 
@@ -30,11 +30,25 @@ def check_share(call: str, name: str, value: object) -> None:
         )
 
 
+def check_path(call: str, name: str, value: object) -> None:
+    """Raises unless ``value`` is a path or None."""
+    if value is not None:
+        _path(call, name, value)
+
+
+def check_data(call: str, name: str, value: object, *needed: str) -> None:
+    """Raises unless ``value`` has a length, items, and the attributes that are ``needed``."""
+    missing = [part for part in ("__len__", "__getitem__", *needed) if not hasattr(value, part)]
+    if missing:
+        raise InvalidInputError(
+            f"`{call}({name}=...)` must be a data set, got {type(value).__name__}, which has no {missing[0]}. "
+            "`Labeled(inputs, labels)` makes one of tensors."
+        )
+
+
 def folder(call: str, name: str, value: object) -> Path:
     """``value`` as the path of a folder that is there."""
-    if not isinstance(value, str | os.PathLike):
-        raise InvalidInputError(f"`{call}({name}=...)` must be a path, got {type(value).__name__}.")
-    path = Path(os.fspath(value)).expanduser()  # pyright: ignore[reportArgumentType]
+    path = _path(call, name, value).expanduser()
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
         raise InvalidInputError(f"`{call}({name}=...)` must be a folder, but {path} {found}. Name the data's folder.")
@@ -43,3 +57,9 @@ def folder(call: str, name: str, value: object) -> Path:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _path(call: str, name: str, value: object) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidInputError(f"`{call}({name}=...)` must be a path, got {type(value).__name__}.")
+    return Path(os.fspath(value))  # pyright: ignore[reportArgumentType]

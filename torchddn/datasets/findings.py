@@ -52,8 +52,8 @@ def check(path: str | Path, *, thorough: bool = False) -> Check:
     Raises:
         InvalidInputError: If ``path`` is no folder.
     """
-    base = folder("check", "path", path)
     check_flag("check", "thorough", thorough)
+    base = folder("check", "path", path)
     if has_hdf5(base):
         return _check_hdf5(base)
     if any((base / name).is_dir() and not {"train", "test"}.isdisjoint(_names(base / name)) for name in CLASSES):

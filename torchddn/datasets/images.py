@@ -63,7 +63,6 @@ class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
         check_choice("ImageFolder", "split", split, ("train", "validation"))
         check_count("ImageFolder", "crop", crop)
         check_integer("ImageFolder", "seed", seed)
-        base = folder("ImageFolder", "root", root)
         if resize is not None:
             check_count("ImageFolder", "resize", resize)
             if resize < crop:
@@ -72,13 +71,15 @@ class ImageFolder(Dataset[tuple[Tensor, Tensor]]):
             check_flag("ImageFolder", "augment", augment)
         if transform is not None and not callable(transform):
             raise InvalidInputError(f"`ImageFolder(transform=...)` must be a function, got {transform!r}.")
+        if layout is not None:
+            check_choice("ImageFolder", "layout", layout, LAYOUTS)
+        base = folder("ImageFolder", "root", root)
         if layout is None:
             layout = find_layout(base)
             if layout is None:
                 raise InvalidInputError(
                     f"{base} has no layout of images that is known. Arrange it as train/<class>/* and val/<class>/*."
                 )
-        check_choice("ImageFolder", "layout", layout, LAYOUTS)
         self._files = list_images(base, split, layout)
         self.labels, self.classes = torch.from_numpy(self._files.labels), self._files.classes
         self._crop, self._resize = crop, resize if resize is not None else round(crop * 8 / 7)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchddn.datasets.arguments import check_integer, check_share
+from torchddn.datasets.arguments import check_data, check_integer, check_share
 from torchddn.errors import InvalidInputError
 
 __all__ = ["Data", "InMemory", "Labeled", "Part", "hold_out"]
@@ -126,6 +126,7 @@ def hold_out(data: Data, share: float = 0.2, seed: int = 0) -> tuple[Part, Part]
         >>> len(rest), held.labels.bincount()
         (14, tensor([3, 3]))
     """
+    check_data("hold_out", "data", data, "labels", "classes")
     check_share("hold_out", "share", share)
     check_integer("hold_out", "seed", seed)
     if data.labels.ndim != 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from torchddn.datasets.arguments import check_count, check_integer
+from torchddn.datasets.arguments import check_count, check_data, check_integer
 from torchddn.datasets.labeled import Data
 from torchddn.errors import InvalidInputError
 from torchddn.functional.nodes.arguments import check_flag
@@ -84,6 +84,7 @@ def loader(
         >>> [inputs.tolist() for inputs, _ in loader(data, 2, rank=1, num_ranks=2)]
         [[1.0, 3.0]]
     """
+    check_data("loader", "data", data)
     check_count("loader", "batch_size", batch_size)
     check_count("loader", "num_ranks", num_ranks)
     for name, value in (("seed", seed), ("num_workers", num_workers), ("rank", rank)):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from torchddn.datasets.arguments import check_count, check_integer, folder
+from torchddn.datasets.arguments import check_count, check_integer, check_path, folder
 from torchddn.datasets.cache import cached
 from torchddn.datasets.labeled import InMemory
 from torchddn.datasets.meshes import read_off, sample_surface, unit_ball
@@ -96,6 +96,7 @@ class ModelNet40(InMemory):
                 f"`ModelNet40(classes=...)` must be classes of ModelNet40, got {unknown or classes!r}. "
                 "See `torchddn.datasets.modelnet.CLASSES`."
             )
+        check_path("ModelNet40", "cache", cache)
         base = folder("ModelNet40", "root", root)
         self.classes = tuple(classes)
         if has_hdf5(base):

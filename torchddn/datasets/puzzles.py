@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from torchddn.datasets.arguments import check_count, check_integer
+from torchddn.datasets.arguments import check_count, check_data, check_integer
 from torchddn.datasets.labeled import Data, InMemory
 from torchddn.errors import InvalidInputError
 from torchddn.functional.nodes.arguments import check_flag
@@ -42,6 +42,7 @@ class Puzzles(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, images: Data, grid: tuple[int, int] = (3, 3), *, seed: int = 0, fresh: bool = False) -> None:
+        check_data("Puzzles", "images", images)
         if not isinstance(grid, Sequence) or len(grid) != 2:
             raise InvalidInputError(f"`Puzzles(grid=...)` must be two integers, rows and columns, got {grid!r}.")
         for size in grid:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from torchddn.datasets.arguments import SPLITS, check_count, check_integer
+from torchddn.datasets.arguments import SPLITS, check_count, check_integer, check_path
 from torchddn.datasets.cache import cached
 from torchddn.datasets.labeled import InMemory
 from torchddn.datasets.meshes import sample_surface, unit_ball
@@ -57,6 +57,7 @@ class Solids(InMemory):
         check_choice("Solids", "pose", pose, _POSES)
         check_count("Solids", "num_points", num_points)
         check_integer("Solids", "seed", seed)
+        check_path("Solids", "cache", cache)
         if per_class is None:
             per_class = _PER_CLASS[split]
         check_count("Solids", "per_class", per_class)

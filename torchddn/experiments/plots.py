@@ -2,6 +2,7 @@
 
 import csv
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ __all__ = ["draw_curves", "draw_tables", "read_curves"]
 
 # Okabe and Ito's palette, told apart by the color-blind too; the black dashed line is for the baseline.
 _COLORS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#8C8C8C")
+# Small letters that have room beside each other below one plot.
+_CHARACTERS = 80
 _MARKERS = ("s", "o", "^", "v", "D", "P", "X", "*")
 
 
@@ -37,8 +40,9 @@ def draw_tables(record: dict[str, Any], tables: Sequence[dict[str, Any]]) -> Fig
         axes.set_ylabel((table["value_title"] or words(table["value"])) + per_cent)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    if figure.axes[0].get_legend_handles_labels()[0]:
-        figure.axes[0].legend(frameon=False, fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if handles:  # beside the axes: bars and curves may be anywhere in them
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
     return figure
 
 
@@ -118,4 +122,7 @@ def _draw_bars(axes: Axes, table: dict[str, Any], found: dict[Any, dict[Any, Spr
         )
     if table["log"]:
         axes.set_yscale("log")
-    axes.set_xticks(range(len(found)), [words(row) for row in found], fontsize=8)
+    width = max(8, _CHARACTERS // len(found))
+    axes.set_xticks(
+        range(len(found)), [textwrap.fill(words(row), width, break_long_words=False) for row in found], fontsize=7
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torchddn.errors import InvalidInputError
-from torchddn.functional.nodes.arguments import check_choice, check_flag
+from torchddn.functional.nodes.arguments import check_choice, check_flag, check_positive
 from torchddn.functional.projection.spheres import check_norm
 from torchddn.models.arguments import check_count
 from torchddn.nn import ProjectBall, ProjectSphere
@@ -70,6 +70,8 @@ class ResNet18(nn.Module):
             check_count("ResNet18", name, value)
         check_flag("ResNet18", "small_images", small_images)
         check_norm("ResNet18", p)
+        if radius is not None:
+            check_positive("ResNet18", "radius", radius)
         if projection is not None:
             check_choice("ResNet18", "projection", projection, tuple(_SETS))
             if radius is None and p not in RADII:

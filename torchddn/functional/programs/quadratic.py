@@ -91,10 +91,10 @@ def quadratic_program(
 
         y = argmin_y  1/2 y'Q y + q'y   subject to   A y = b,   G y <= h,   lower <= y <= upper
 
-    First Mehrotra's primal-dual method to a few digits, and from there Newton's method on the rows that are active,
-    which ends exactly. An item for which that fails gets the homogeneous embedding in float64, which ends with a
-    solution or with a proof that there is none. Cost: a Cholesky factor of an m x m matrix for each of six to twenty
-    steps.
+    First Mehrotra's primal-dual method to a few digits, from 32 variables on in single precision, and from there
+    Newton's method on the rows that are active, which ends exactly. An item for which that fails gets the homogeneous
+    embedding in float64, which ends with a solution or with a proof that there is none. Cost: a Cholesky factor of an m
+    x m matrix for each of six to twenty steps.
 
     Every argument may have the batch axes or not; one that has not belongs to all items, and its gradient is the sum
     over them. Rows may depend on each other, Q may be singular, or None for a linear program. Q, A and G may be sparse
@@ -149,6 +149,7 @@ def quadratic_program(
         ``weakly_active``.
 
     Example:
+        >>> import torch
         >>> q = torch.tensor([-1.0, -2.0, 0.5])
         >>> ones = torch.ones(1, 3)
         >>> quadratic_program(torch.eye(3), q, ones, torch.ones(1), lower=0.0)  # onto the simplex
