@@ -40,9 +40,7 @@ def draw_tables(record: dict[str, Any], tables: Sequence[dict[str, Any]]) -> Fig
         axes.set_ylabel((table["value_title"] or words(table["value"])) + per_cent)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    if handles:  # beside the axes: bars and curves may be anywhere in them
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
+    _explain(figure)
     return figure
 
 
@@ -80,9 +78,22 @@ def draw_curves(curves: dict[str, list[dict[str, float]]]) -> Figure | None:
         axes.set(xlabel="epoch", ylabel=words(name))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    if drawn:
+    if any(drawn):
         figure.axes[-1].legend(frameon=False, fontsize=7, ncols=1 + len(drawn) // 12)
     return figure
+
+
+def _explain(figure: Figure) -> None:
+    """Legends beside the axes, since bars and curves may be anywhere in them: one for all if that says the same."""
+    legends = [axes.get_legend_handles_labels() for axes in figure.axes]
+    words_of = [labels for _, labels in legends if len(labels) > 1]
+    if words_of and all(labels == words_of[0] for labels in words_of):
+        handles, labels = next(legend for legend in legends if len(legend[1]) > 1)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
+        return
+    for axes, (_, labels) in zip(figure.axes, legends, strict=True):
+        if len(labels) > 1:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.06), ncols=4, frameon=False, fontsize=7)
 
 
 def _draw_lines(axes: Axes, table: dict[str, Any], found: dict[Any, dict[Any, Spread]]) -> None:
@@ -116,6 +127,8 @@ def _draw_bars(axes: Axes, table: dict[str, Any], found: dict[Any, dict[Any, Spr
             [place + (number - (len(columns) - 1) / 2) * width for place, _ in here],
             [factor * spread.mean for _, spread in here],
             width,
+            ecolor="#8C8C8C",
+            zorder=2,
             yerr=[0.0 if math.isnan(spread.deviation) else factor * spread.deviation for _, spread in here],
             color=_COLORS[number % len(_COLORS)],
             label=words(column),
