@@ -40,7 +40,7 @@ def draw_tables(record: dict[str, Any], tables: Sequence[dict[str, Any]]) -> Fig
         axes.set_ylabel((table["value_title"] or words(table["value"])) + per_cent)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    _explain(figure)
+    _explain(figure, 3 * num_columns)
     return figure
 
 
@@ -83,13 +83,13 @@ def draw_curves(curves: dict[str, list[dict[str, float]]]) -> Figure | None:
     return figure
 
 
-def _explain(figure: Figure) -> None:
+def _explain(figure: Figure, num_columns: int) -> None:
     """Legends beside the axes, since bars and curves may be anywhere in them: one for all if that says the same."""
     legends = [axes.get_legend_handles_labels() for axes in figure.axes]
     words_of = [labels for _, labels in legends if len(labels) > 1]
     if words_of and all(labels == words_of[0] for labels in words_of):
         handles, labels = next(legend for legend in legends if len(legend[1]) > 1)
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False, fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=num_columns, frameon=False, fontsize=8)
         return
     for axes, (_, labels) in zip(figure.axes, legends, strict=True):
         if len(labels) > 1:
