@@ -383,4 +383,5 @@ def test_wrong_sets_and_optimizers_say_what_to_do(make):
 def test_nothing_is_warned_of_on_the_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        minimize_bilevel(lambda theta, y: theta.sum() + 1e-4 * y.sum(), STEEP, torch.tensor([5.0]).double())
+        found = minimize_bilevel(lambda theta, y: theta.sum() + 1e-4 * y.sum(), STEEP, torch.tensor([5.0]).double())
+    assert found.status is ddn.Status.CONVERGED

@@ -122,7 +122,8 @@ class TestPointNet:
         assert not torch.allclose(before, model(points))
 
     def test_poolings_share_weights(self):
-        PointNet("welsch").load_state_dict(PointNet("max").state_dict())
+        loaded = PointNet("welsch").load_state_dict(PointNet("max").state_dict())
+        assert not loaded.missing_keys and not loaded.unexpected_keys
 
     def test_unknown_pooling_is_refused(self):
         with pytest.raises(ddn.InvalidInputError, match=re.escape("`PointNet(pooling=...)` must be one of max, ")):

@@ -98,6 +98,14 @@ FAMILIES = {
     "tiny": (scaled_lengths(program(8, 12), 1e-6), EVERYTHING),
     "huge": (scaled_lengths(program(8, 12), 1e6), EVERYTHING),
     "scales of rows": (scaled_rows(program(8, 12)), EVERYTHING),
+    # From 32 variables on the first steps are in single precision.
+    "all kinds, larger": (program(4, 40), EVERYTHING),
+    "bounds, larger": (program(4, 40), "Q q lower upper"),
+    "duplicated rows, larger": (duplicated(program(4, 40)), EVERYTHING),
+    "singular, larger": (program(4, 40, rank=15), EVERYTHING),
+    "linear, larger": (program(4, 40, rank=0), EVERYTHING),
+    "tiny, larger": (scaled_lengths(program(4, 40), 1e-6), EVERYTHING),
+    "huge, larger": (scaled_lengths(program(4, 40), 1e6), EVERYTHING),
 }
 
 
@@ -133,7 +141,7 @@ def test_optimality_conditions_hold(family, dtype):
         size = torch.maximum(length, y.abs())
         assert (y >= given["lower"] - small * size).all() and (y <= upper + small * size).all()
         assert ((z_lower == 0) | ((y - given["lower"]).abs() <= small * size)).all()
-        assert (z_lower >= 0).all() and (z_upper >= 0).all()
+        assert all((z >= -small * z.abs().amax()).all() for z in (z_lower, z_upper))
     total = torch.stack([size.to(D) for size in sizes]).sum(0)
     assert (force.abs() <= small * total.amax(1, keepdim=True).clamp(min=1e-300)).all()
 
@@ -230,17 +238,18 @@ def test_a_weakly_active_row_counts_as_the_option_says():
     assert slope == {"active": 0.0, "inactive": 1.0}
 
 
-def mixed() -> dict[str, Tensor]:
+def mixed(m: int = 6) -> dict[str, Tensor]:
     """64 items; number 5 is infeasible, 17 unbounded, 40 has a NaN."""
-    given = pick(program(64, 6, p=1, q=6), "Q q A b G h")
+    given = pick(program(64, m, p=1, q=m), "Q q A b G h")
     given["G"][5, 1], given["h"][5, 1] = -given["G"][5, 0], -given["h"][5, 0] - 1
-    given["Q"][17], given["G"][17] = 0, 0
+    given["Q"][17], given["G"][17], given["h"][17] = 0, 0, 1
     given["q"][40, 2] = torch.nan
     return given
 
 
-def test_bad_items_leave_their_batch_mates_alone():
-    given = {name: tensor.requires_grad_() for name, tensor in mixed().items()}
+@pytest.mark.parametrize("m", [6, 40])
+def test_bad_items_leave_their_batch_mates_alone(m):
+    given = {name: tensor.requires_grad_() for name, tensor in mixed(m).items()}
     with pytest.warns(ddn.ConvergenceWarning):
         found = quadratic_program(**given, solution=True, infeasible="nan")
     wrong = {5: ddn.Status.INFEASIBLE, 17: ddn.Status.UNBOUNDED, 40: ddn.Status.NON_FINITE}
@@ -248,12 +257,12 @@ def test_bad_items_leave_their_batch_mates_alone():
     assert {i: found.status[i].item() for i in wrong} == wrong
     assert (found.status[good] == ddn.Status.CONVERGED).all()
     grads = torch.autograd.grad(found.y[good].square().sum(), list(given.values()))
-    for i in good[::10]:
+    for i in good:
         alone = {name: tensor.detach()[i : i + 1].requires_grad_() for name, tensor in given.items()}
         y = quadratic_program(**alone)
-        assert torch.allclose(y[0], found.y[i], atol=1e-12)
+        assert (y[0] - found.y[i]).abs().max() <= 1e-12 * y.abs().max()
         for mine, whole in zip(torch.autograd.grad(y.square().sum(), list(alone.values())), grads, strict=True):
-            assert torch.allclose(mine[0], whole[i], atol=1e-12)
+            assert (mine[0] - whole[i]).abs().max() <= 1e-12 * mine.abs().max()
     assert all(grad[list(wrong)].abs().max() == 0 for grad in grads)
 
 
@@ -275,7 +284,7 @@ def test_an_infeasible_item_gets_what_the_policy_says():
         quadratic_program(*arguments, infeasible="raise")
 
 
-@pytest.mark.parametrize("m", [3, 10, 30])
+@pytest.mark.parametrize("m", [3, 10, 40])
 def test_random_programs_without_solution_are_proved_to_have_none(m):
     given = program(32, m)
     twice = {"A": torch.cat([given["A"]] * 2, 1), "b": torch.cat([given["b"], given["b"] + 1], 1)}

@@ -246,7 +246,7 @@ def draw(found: Sequence[dict[str, Any]]) -> Figure:
             style, color = ("-", "#000000") if entry["method"] == "gradient descent" else ("o-", "#D55E00")
             ax.plot(solves, errors, style, color=color, ms=4, label=f"{entry['method']}: $\\mu$ = {entry['mu']:.2f}")
         ax.set(xscale="log", xlabel="lower solves", ylabel="cross-validation error", title=f"from $\\mu$ = {start:g}")
-        ax.legend(fontsize="small", loc="upper right")
+        ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)
     return figure
 
 
