@@ -200,11 +200,11 @@ def test_a_sparse_program_is_the_dense_one(family, layout):
             for answer, data in ((own, plain), (found, thin))
         ]
         for name, expected, got in zip(names.split(), pairs[0][0], pairs[1][0], strict=True):
-            # Of the multipliers of dependent rows, and so of the gradients of these, there are many.
-            if family == "duplicated rows" and name in "AG":
-                continue
-            natural = 1e-4 * size**2 if "scales of variables" in family else size**2 if family == "huge" else 1.0
-            assert torch.allclose(dense(got), expected, rtol=1e-8, atol=1e-10 * float(natural)), name
+            natural = 1e-4 * size**2 if "scales of variables" in family else size**2 if "huge" in family else 1.0
+            # Of the multipliers of dependent rows, and so of the gradients of these, there are many: those of least
+            # norm are found to the size of the regularization.
+            close = 1e-6 if "duplicated rows" in family and name in "AG" else 1e-10 * float(natural)
+            assert torch.allclose(dense(got), expected, rtol=1e-8, atol=close), name
             assert got.is_sparse or got.layout == torch.sparse_csr or name not in MATRICES
 
 
