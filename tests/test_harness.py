@@ -1,6 +1,8 @@
 """Configurations, the command line, tables, the report."""
 
+import base64
 import dataclasses
+import io
 import itertools
 import json
 import re
@@ -12,8 +14,10 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 
 import filelock
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -24,7 +28,7 @@ from torchddn.experiments.cli import app
 from torchddn.experiments.clock import Clock
 from torchddn.experiments.experiment import Experiment, Recipe, Table
 from torchddn.experiments.options import Options
-from torchddn.experiments.plots import draw_tables
+from torchddn.experiments.plots import draw_curves, draw_tables
 from torchddn.experiments.progress import Board, label
 from torchddn.experiments.record import cells, read_record
 from torchddn.experiments.scores import expected_calibration_error, mean_average_precision, top_k
@@ -419,6 +423,27 @@ class TestCompare:
         assert "different experiments, pointcloud and other" in flowing(result.output)
 
 
+class TestCurves:
+    POINTS = ({"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": 1.0, "validation_top1": 0.5})
+
+    def named(self, *trainings):
+        figure = draw_curves({training: list(self.POINTS) for training in trainings})
+        return [text.get_text() for text in figure.axes[-1].get_legend().get_texts()], figure
+
+    def test_trainings_that_differ_in_their_seed_have_one_name(self):
+        names, figure = self.named(("huber-0-0", ""), ("huber-0-1", ""), ("max-0-0", ""))
+        assert names == ["huber-0", "max-0"]
+        assert [len(axes.lines) for axes in figure.axes] == [3, 3]
+
+    def test_trainings_of_one_job_are_told_apart(self):
+        names, _ = self.named(("0", "l1_sphere"), ("0", "none"), ("1", "l1_sphere"), ("1", "none"))
+        assert names == ["l1 sphere", "none"]
+        assert self.named(("wide-0", "none"), ("wide-1", "none"))[0] == ["wide none"]
+
+    def test_without_points_there_is_no_figure(self):
+        assert draw_curves({("max-0", ""): []}) is None
+
+
 class Page(HTMLParser):
     """What a page refers to, and its headings."""
 
@@ -461,6 +486,24 @@ class TestReport:
         result = invoke("report", again)
         assert result.output.strip() == str(again / "report.html")
         assert (again / "table.md").read_text() == (folder / "table.md").read_text()
+
+    def test_the_page_is_small(self, folder):
+        assert (folder / "report.html").stat().st_size < 100_000
+
+    def test_pictures_on_the_page_are_small_and_those_of_the_run_stay(self, folder, tmp_path):
+        again = copy_of(folder, tmp_path)
+        picture = again / "jobs" / "huber-0-0" / "pictures" / "noise.png"
+        picture.parent.mkdir(parents=True)
+        pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(picture)
+        content = picture.read_bytes()
+        assert invoke("report", again).exit_code == 0
+        assert picture.read_bytes() == content
+        source = Page((again / "report.html").read_text()).sources[-1]
+        shown = base64.b64decode(source.removeprefix("data:image/png;base64,"))
+        assert len(shown) < len(content) / 3
+        with Image.open(io.BytesIO(shown)) as image:
+            assert image.size == (200, 200)
 
     def test_a_browser_shows_every_picture(self, folder, tmp_path):
         browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -98,6 +98,13 @@ class TestResume:
             train(tmp_path / "stopped", recipe, stop_at=6)
         assert torch.equal(weights(train(tmp_path / "stopped", recipe)), weights(whole))
 
+    def test_an_optimizer_that_remembers_nothing_but_its_rate_goes_on(self, tmp_path):
+        recipe = Recipe(epochs=3, batch_size=8, momentum=0.0, learning_rate=0.05, decay_every=1)
+        whole = train(tmp_path / "whole", recipe)
+        with pytest.raises(Stop):
+            train(tmp_path / "stopped", recipe, stop_at=6)
+        assert torch.equal(weights(train(tmp_path / "stopped", recipe)), weights(whole))
+
     def test_a_training_is_taken_up_again_and_not_made_anew(self, tmp_path):
         with pytest.raises(Stop):
             train(tmp_path, stop_at=9)

@@ -57,7 +57,7 @@ def run(
     accelerator: Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")] = _DEFAULTS.accelerator,
     devices: Annotated[int, typer.Option(help="Devices on each machine that train together.")] = _DEFAULTS.devices,
     nodes: Annotated[int, typer.Option(help="Machines.")] = _DEFAULTS.nodes,
-    strategy: Annotated[str, typer.Option(help="auto or ddp.")] = _DEFAULTS.strategy,
+    strategy: Annotated[str, typer.Option(help="auto, ddp or fsdp.")] = _DEFAULTS.strategy,
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed, 16-mixed, bf16-true.")] = (
         _DEFAULTS.precision
     ),

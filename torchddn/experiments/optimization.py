@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR, StepLR
 
 from torchddn.experiments.experiment import Recipe
@@ -13,12 +14,14 @@ __all__ = ["make_optimizer", "make_schedule"]
 
 def make_optimizer(recipe: Recipe, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Returns the optimizer of ``recipe``."""
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    # Fused: on a small network a loop over the parameters is a tenth of the whole step.
+    rate, decay, parameters = recipe.learning_rate, recipe.weight_decay, list(parameters)
+    # Fused: on a small network a loop over the parameters is a tenth of the whole step. Slices of tensors have no
+    # fused SGD (torch 2.13).
+    fused = not any(isinstance(parameter, DTensor) for parameter in parameters)
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay, fused=True)
+        return torch.optim.SGD(parameters, lr=rate, momentum=recipe.momentum, weight_decay=decay, fused=fused)
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=rate, weight_decay=decay, fused=True)
+    return kind(parameters, lr=rate, weight_decay=decay, fused=fused)
 
 
 def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, epoch_steps: int) -> LRScheduler:

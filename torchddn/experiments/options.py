@@ -8,11 +8,13 @@ import torch
 from lightning_fabric import Fabric
 
 from torchddn.errors import InvalidInputError
+from torchddn.experiments.sharding import sharded
 
 __all__ = ["Options"]
 
-_STRATEGIES = ("auto", "ddp")
+_STRATEGIES = ("auto", "ddp", "fsdp")
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true")
+_SHARDED_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")  # what Fabric has for it
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Options:
         accelerator: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"mps"``, as Fabric knows them.
         devices: Processes on each machine that train one network together, each with a device of its own.
         nodes: Machines.
-        strategy: How they do it: ``"ddp"``, or ``"auto"``, the same wherever there is more than one process.
+        strategy: How they do it: ``"ddp"``, each with the whole network, or ``"fsdp"``, each with a slice of every
+            tensor; ``"auto"`` is ``"ddp"`` wherever there is more than one process.
         precision: Fabric's word for it.
         jobs: Jobs beside each other, each in a process of its own; 0 for one per core on the CPU, else 1.
         threads: Of each process on the CPU. With one, numbers do not depend on how many jobs run beside each other.
@@ -48,6 +51,16 @@ class Options:
         for name, known in (("strategy", _STRATEGIES), ("precision", _PRECISIONS)):
             if getattr(self, name) not in known:
                 raise InvalidInputError(f"`--{name}` must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.strategy == "fsdp" and not self.together:
+            raise InvalidInputError(
+                "`--strategy fsdp` shares a network out to several processes, and there is one. "
+                "Give it more with --devices or --nodes, or leave it out."
+            )
+        if self.strategy == "fsdp" and self.precision not in _SHARDED_PRECISIONS:
+            raise InvalidInputError(
+                f"`--precision` with --strategy fsdp must be one of {', '.join(_SHARDED_PRECISIONS)}, "
+                f"got {self.precision!r}."
+            )
         if self.together and self.jobs > 1:
             raise InvalidInputError("`--jobs` cannot be used with several devices: all work on one job at a time.")
 
@@ -63,6 +76,8 @@ class Options:
             InvalidInputError: If this machine does not have them.
         """
         strategy = "ddp" if self.together and self.strategy == "auto" else self.strategy
+        if strategy == "fsdp":
+            strategy = sharded(self.devices * self.nodes)
         try:
             return Fabric(
                 accelerator=self.accelerator,

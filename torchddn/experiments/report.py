@@ -3,13 +3,14 @@
 import base64
 import importlib.resources
 import io
-from collections.abc import Iterator
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib
 from matplotlib.figure import Figure
+from PIL import Image
 
 from torchddn.experiments import storage, tables
 from torchddn.experiments.configuration import flat
@@ -17,6 +18,9 @@ from torchddn.experiments.plots import draw_curves, draw_tables, read_curves
 from torchddn.experiments.record import cells
 
 __all__ = ["phases", "report_path", "write_report"]
+
+# Plots have few colors, and blends of them at the edges of lines; a byte for each point instead of four.
+_NUM_COLORS = 64
 
 
 def report_path(folder: Path) -> Path:
@@ -30,7 +34,7 @@ def write_report(folder: Path, record: dict[str, Any]) -> None:
     storage.write(folder / "table.md", tables.markdown(record).encode())
     drawn = _drawn(record, shown)
     if drawn:
-        storage.write(folder / f"{record['experiment']}.png", _image(draw_tables(record, drawn), "png", dpi=150))
+        storage.write(folder / f"{record['experiment']}.png", _png(draw_tables(record, drawn)))
     storage.write(report_path(folder), _page(folder, record, shown).encode())
 
 
@@ -59,13 +63,13 @@ def _page(folder: Path, record: dict[str, Any], shown: list[dict[str, Any]]) -> 
                 "note": tables.note(record, table),
                 "titles": tables.column_titles(record, table),
                 "lines": list(tables.lines(record, table)),
-                "plot": _source(_image(draw_tables(record, [table]), "svg"), "svg+xml") if table in drawn else None,
+                "plot": _svg_source(draw_tables(record, [table])) if table in drawn else None,
             }
             for table in shown
         ],
-        curves=list(_curves(folder, record)),
+        curves=_curves(folder),
         pictures=[
-            {"name": f"{path.parent.parent.name}: {path.stem}", "source": _source(path.read_bytes(), "png")}
+            {"name": f"{path.parent.parent.name}: {path.stem}", "source": _png_source(path.read_bytes())}
             for path in sorted(folder.glob("jobs/*/pictures/*.png"))
         ],
         config=list(flat(record["config"]).items()),
@@ -80,24 +84,39 @@ def _drawn(record: dict[str, Any], shown: list[dict[str, Any]]) -> list[dict[str
     return [table for table in shown if len(cells(record, table)) > 1]
 
 
-def _curves(folder: Path, record: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """The plot of each training, with a line per job."""
+def _curves(folder: Path) -> str | None:
+    """The plot of all trainings, named after the job; where that has several, after each too. ``None`` if no curves."""
     paths = sorted(folder.glob("jobs/*/*.csv"))
-    for name in dict.fromkeys(path.stem for path in paths):
-        curves = {path.parent.name: read_curves(path) for path in paths if path.stem == name}
-        figure = draw_curves(curves)
-        if figure is not None:
-            yield {"name": name, "plot": _source(_image(figure, "svg"), "svg+xml")}
+    several = len({path.stem for path in paths}) > 1
+    curves = {(path.parent.name, path.stem if several else ""): read_curves(path) for path in paths}
+    figure = draw_curves(curves)
+    return None if figure is None else _svg_source(figure)
 
 
-def _image(figure: Figure, kind: str, **options: Any) -> bytes:
+def _png(figure: Figure) -> bytes:
     content = io.BytesIO()
-    # Without the date, and with names that are not random, the same record gives the same file. Letters stay text,
-    # which takes a third of the room of their outlines.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "torchddn"}):
-        figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None, **options)
+    figure.savefig(content, format="png", dpi=150)
+    return _with_few_colors(content.getvalue())
+
+
+def _with_few_colors(png: bytes) -> bytes:
+    content = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").quantize(_NUM_COLORS, dither=Image.Dither.NONE).save(content, format="png", optimize=True)
     return content.getvalue()
 
 
-def _source(content: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def _png_source(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(_with_few_colors(png)).decode()}"
+
+
+def _svg_source(figure: Figure) -> str:
+    content = io.StringIO()
+    # Without the date, and with names that are not random, the same record gives the same file. Letters stay text,
+    # which takes a third of the room of their outlines, and do not name fourteen fonts each.
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "torchddn", "font.sans-serif": ["DejaVu Sans"]}
+    ):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    # Base64 would take a third more room, and the indentation a tenth.
+    return f"data:image/svg+xml,{urllib.parse.quote(' '.join(content.getvalue().split()), safe=' ,.:;=()/-')}"

@@ -287,6 +287,7 @@ def _tables(config: RidgeHyperparameter) -> list[Table]:
             row="method",
             column="data",
             where={"start": start},
+            log=value != "mu",
             paper={"source": "student report, section 4.3", "gradient descent": printed} if printed else None,
         )
         for start in config.starts

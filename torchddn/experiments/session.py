@@ -11,6 +11,7 @@ import torch.distributed
 from lightning_fabric import Fabric
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from torchddn.datasets import loader
 from torchddn.errors import InvalidInputError
@@ -66,7 +67,8 @@ class Session:
         """Trains ``model`` in place and returns it in evaluation mode, on ``device``.
 
         Goes on from the last checkpoint where there is one. Leaves ``NAME.pt``, the weights, and ``NAME.csv``, the
-        curves, in ``folder``.
+        curves, in ``folder``. Where the network is shared out to the processes (``--strategy fsdp``), what is returned
+        is so too: all call it together, equally often, as :meth:`predict` does.
 
         Args:
             model: The network.
@@ -116,12 +118,11 @@ class Session:
             model: The network, as :meth:`fit` returned it.
             dataset: Items are (inputs, target). Several processes share them.
             batch_size: Of each process.
-            forward: ``forward(model, inputs)``; ``model(inputs)`` unless given.
+            forward: ``forward(model, inputs)``; ``model(inputs)`` unless given. All processes call it equally often.
         """
         fabric, precision = self._fabric, self._fabric.strategy.precision
-        batches = loader(
-            dataset, batch_size, num_workers=self.workers, rank=fabric.global_rank, num_ranks=fabric.world_size
-        )
+        share: Any = Subset(dataset, self._share(len(dataset)))
+        batches = loader(share, batch_size, num_workers=self.workers)
         outputs, targets, waiting = [], [], iter(batches)
         for _ in range(len(batches)):
             with self.clock("loading"):
@@ -167,16 +168,21 @@ class Session:
             num_ranks=fabric.world_size,
         )
 
+    def _share(self, size: int) -> list[int]:
+        """The items of this process: every ``world_size``-th, as many as all others have, from the first on again.
+
+        As many, because a network that is shared out is computed by all at a time.
+        """
+        rank, num_ranks = self._fabric.global_rank, self._fabric.world_size
+        return [item % size for item in range(rank, -(-size // num_ranks) * num_ranks, num_ranks)]
+
     def _gather(self, parts: list[Tensor], size: int) -> Tensor:
-        """The items of all processes, which have every ``world_size``-th each."""
+        """The ``size`` items of all processes in their order, without those that come twice."""
         mine = torch.cat(parts) if parts else torch.empty(0)
         num_ranks = self._fabric.world_size
         if num_ranks == 1:
             return mine.cpu()
-        longest = -(-size // num_ranks)
-        padded = mine.new_zeros(longest, *mine.shape[1:])
-        padded[: len(mine)] = mine
-        padded = padded.to(self.device)
-        shares = [torch.empty_like(padded) for _ in range(num_ranks)]
-        torch.distributed.all_gather(shares, padded)
+        mine = mine.to(self.device)
+        shares = [torch.empty_like(mine) for _ in range(num_ranks)]
+        torch.distributed.all_gather(shares, mine)
         return torch.stack(shares, dim=1).flatten(0, 1)[:size].cpu()

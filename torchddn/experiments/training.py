@@ -29,6 +29,7 @@ from torchddn.experiments.checkpoints import Checkpoints
 from torchddn.experiments.clock import Clock
 from torchddn.experiments.experiment import Recipe
 from torchddn.experiments.optimization import make_optimizer, make_schedule
+from torchddn.experiments.sharding import load_model, load_optimizer, model_state, optimizer_state
 
 __all__ = ["Loss", "Training", "Validate", "seed_step"]
 
@@ -78,10 +79,12 @@ class Training:
         self._checkpoint_seconds, self._clock, self._report = checkpoint_seconds, clock, report
         self._epoch_steps = len(loader)
         self._num_steps = recipe.epochs * self._epoch_steps
+        self._model = model
+        # The optimizer second: where a network is shared out, its parameters are other ones afterwards.
+        self._wrapped = fabric.setup_module(model)
         self._optimizer = make_optimizer(recipe, model.parameters())
         self._schedule = make_schedule(recipe, self._optimizer, self._epoch_steps)
-        self._model = model
-        self._wrapped, self._wrapped_optimizer = fabric.setup(model, self._optimizer)
+        self._wrapped_optimizer: Any = fabric.setup_optimizers(self._optimizer)
         self._checkpoints = Checkpoints(folder / "checkpoints" / name)
         self._step = 0
         self._loss_sum = torch.zeros((), device=fabric.device)
@@ -188,19 +191,22 @@ class Training:
                 self._save()
 
     def _save(self) -> None:
+        state = self._state()
         if self._fabric.is_global_zero:
-            self._checkpoints.save(self._step, self._state())
+            self._checkpoints.save(self._step, state)
             self._write_curves()
         self._last_save = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds; all processes must ask, and the first gets it."""
         return {
             "step": self._step,
             "num_steps": self._num_steps,
-            "loss_sum": self._loss_sum,
+            "loss_sum": self._fabric.all_reduce(self._loss_sum, reduce_op="mean"),
             "history": self._history,
-            "model": self._model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            "model": model_state(self._model),
+            "optimizer": optimizer_state(self._model, self._optimizer),
+            "settings": [_settings(group) for group in self._optimizer.param_groups],
             "schedule": self._schedule.state_dict(),
             "precision": self._fabric.strategy.precision.state_dict(),
         }
@@ -208,13 +214,17 @@ class Training:
     def _restore(self) -> bool:
         # The first process reads, so that the others need not see its disk, and all go on from the same step.
         state = self._checkpoints.load() if self._fabric.is_global_zero else None
-        state = self._fabric.broadcast(state)
+        model, optimizer = (state.pop("model"), state.pop("optimizer")) if state else (None, None)
+        state, remembers = self._fabric.broadcast((state, optimizer is not None))
         if state is None:
             return False
         self._step, self._history = state["step"], state["history"]
         self._loss_sum.copy_(state["loss_sum"])
-        self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        load_model(self._model, model)
+        if remembers:
+            load_optimizer(self._model, self._optimizer, optimizer)
+        for group, settings in zip(self._optimizer.param_groups, state["settings"], strict=True):
+            group.update(settings)
         self._schedule.load_state_dict(state["schedule"])
         self._fabric.strategy.precision.load_state_dict(state["precision"])
         self._last_save = time.monotonic()
@@ -230,9 +240,10 @@ class Training:
         self._share_buffers()
         with self._clock("checkpoint"):
             self._save()
+            state = model_state(self._model)
             if self._fabric.is_global_zero:
                 weights = io.BytesIO()
-                torch.save({name: tensor.cpu() for name, tensor in self._model.state_dict().items()}, weights)
+                torch.save(state, weights)
                 storage.write(self._folder / f"{self._name}.pt", weights.getvalue())
         # Whatever draws after the training draws the same, whether or not the training was taken up again.
         seed_step(self._seed, self._num_steps, self._fabric.global_rank)
@@ -250,6 +261,11 @@ class Training:
         if not self._fabric.is_global_zero or importlib.util.find_spec("tensorboard") is None:
             return None
         return TensorBoardLogger(self._folder, name="tensorboard", version=self._name, purge_step=self._step)
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """Of a group of parameters: its learning rate, momentum and so on."""
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
