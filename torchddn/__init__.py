@@ -11,6 +11,7 @@ from torchddn import bilevel, functional, linear, nn, penalties, solvers
 from torchddn.adjoint import IgnoreConstraints, Implicit, OneStep, Unrolled
 from torchddn.diagnostics import diagnostics
 from torchddn.errors import (
+    CompileWarning,
     ConvergenceWarning,
     DDNError,
     DegenerateGradientWarning,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompileWarning",
     "ConvergenceWarning",
     "DDNError",
     "DeclarativeNode",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from torchddn.derivatives import gradient
+from torchddn.fusion import fused
 from torchddn.optimality import Held, Scales, lagrangian
 from torchddn.problem import BatchedProblem
 
@@ -58,6 +59,7 @@ class ActiveSet(NamedTuple):
         return found
 
 
+@fused
 def identify(
     problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor], units: Scales, weak: float | Tensor
 ) -> ActiveSet:

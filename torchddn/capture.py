@@ -9,14 +9,18 @@ except the tensors and what leads to them.
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["is_live", "live_tensors", "rebuild"]
+__all__ = ["fingerprint", "is_live", "live_tensors", "rebuild"]
+
+# What is the same if it is equal.
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 # Functions of these packages hold no tensors of a user; walking into them would only cost time.
 _FOREIGN = ("torch.", "numpy", "scipy", "functools", "itertools", "math", "builtins")
@@ -62,6 +66,27 @@ def rebuild(thing: Any, replace: Callable[[Tensor], Tensor]) -> Any:
     tuples and dicts. What reaches no replaced tensor is shared, not copied; ``thing`` itself is never changed.
     """
     return _Rebuilder(replace).visit(thing)
+
+
+def fingerprint(thing: Any) -> tuple[Hashable, list[Any]]:
+    """What ``thing`` computes with besides its arguments and its live tensors: equal as long as that is unchanged.
+
+    Code, numbers, words and flags count by value, other tensors by identity and version, and objects by identity: what
+    changes inside an object that :func:`rebuild` does not enter is not seen.
+
+    Returns:
+        The fingerprint, and the objects that it knows by identity: it means something only as long as they live.
+
+    Example:
+        >>> factor = 2.0
+        >>> before, _ = fingerprint(lambda y: factor * y)
+        >>> factor = 3.0
+        >>> fingerprint(lambda y: factor * y)[0] == before
+        False
+    """
+    reader = _Reader()
+    reader.visit(thing)
+    return tuple(reader.notes), reader.kept
 
 
 class _Rebuilder:
@@ -154,6 +179,49 @@ class _Rebuilder:
         num_args = 1 + len(partial.args)
         keywords = dict(zip(partial.keywords, new[num_args:], strict=True))
         return functools.partial(new[0], *new[1:num_args], **keywords)
+
+
+class _Reader(_Rebuilder):
+    """Goes where a rebuilder goes, changes nothing and takes notes."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda tensor: tensor)
+        self.notes: list[Hashable] = []
+        self.kept: list[Any] = []
+        self._places: dict[int, int] = {}  # of what has been seen before
+
+    def visit(self, thing: Any) -> Any:
+        is_leaf = isinstance(thing, Tensor) or self._rule(thing) is None
+        if is_leaf and isinstance(thing, _PLAIN):
+            self.notes.append((type(thing), thing))
+            return thing
+        place = self._places.setdefault(id(thing), len(self._places))
+        if isinstance(thing, Tensor):
+            self.notes.append(place if is_live(thing) else self._constant(thing))
+        elif is_leaf:
+            self.notes.append(id(thing))
+            self.kept.append(thing)
+        else:
+            self.notes.append((place, self._shape(thing)))
+            self.keep.append(thing)
+            return super().visit(thing)
+        return thing
+
+    def _constant(self, tensor: Tensor) -> Hashable:
+        self.kept.append(tensor)
+        return id(tensor), None if tensor.is_inference() else tensor._version
+
+    def _shape(self, thing: Any) -> Hashable:
+        """What distinguishes a thing that is entered from others of the same contents."""
+        if isinstance(thing, nn.Module):
+            return type(thing), tuple(key for key in thing.__dict__ if not key.endswith("_hooks"))
+        if isinstance(thing, types.FunctionType):
+            return thing.__code__
+        if isinstance(thing, types.MethodType):
+            return thing.__func__
+        if isinstance(thing, dict):
+            return tuple(thing)
+        return type(thing), len(thing) if isinstance(thing, (list, tuple)) else tuple(getattr(thing, "keywords", ()))
 
 
 def _names(code: types.CodeType) -> set[str]:

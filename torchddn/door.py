@@ -5,7 +5,7 @@ Everything here looks at shapes, types and graphs; the numbers themselves are re
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from torchddn._shapes import Layout, check_floating, flatten_tree, layout_of, tr
 from torchddn.bounds import evaluate_bounds
 from torchddn.derivatives import inside_transform, private_graph
 from torchddn.errors import DDNError, InvalidInputError
+from torchddn.fusion import fused, is_fused
+from torchddn.kernels import Kernels
 from torchddn.problem import BatchedProblem, Problem, bind
 from torchddn.status import PrimalDual
 
@@ -43,7 +45,9 @@ class Prepared(NamedTuple):
     own_answer: Any
 
 
-def prepare(call: str, problem: Problem, inputs: tuple[Any, ...], start: str) -> Prepared:
+def prepare(
+    call: str, problem: Problem, inputs: tuple[Any, ...], start: str, kernels: Kernels | None = None
+) -> Prepared:
     """Returns the call made ready to solve.
 
     Args:
@@ -51,13 +55,14 @@ def prepare(call: str, problem: Problem, inputs: tuple[Any, ...], start: str) ->
         problem: As the user wrote it.
         inputs: As the user passed them, trees of tensors with one leading batch axis.
         start: How to read a start that was given as tensors, one of ``START_WORDS``.
+        kernels: Those of a compiled node.
 
     Raises:
         InvalidInputError: If anything about them does not fit.
     """
     leaves, _ = flatten_tree(call, "x", inputs)
     size = _batch_size(call, inputs, leaves, problem)
-    batched, x = bind(call, problem, inputs, leaves, size)
+    batched, x = bind(call, problem, inputs, leaves, size, kernels)
     names = tree_names("x", inputs) + ["a parameter of the problem"] * len(batched.placeholders)
     if x:
         check_floating(call, x, names)
@@ -89,7 +94,7 @@ def _complete(
             raise InvalidInputError(f"`{batched.call}`: the decision `y` has no entries. Start it with at least one.")
         batched = dataclasses.replace(batched, layout=layout)
         if batched.kind == "minimize":
-            p, q = (rows(y_0, frozen).shape[1] for rows in (batched.equality, batched.inequality))
+            p, q = _once("sizes", batched, (*frozen, y_0), lambda: _num_rows(batched, y_0, frozen))
             batched = dataclasses.replace(batched, p=p, q=q)
     bounds = ()
     if problem.function("bounds") is not None:
@@ -97,9 +102,23 @@ def _complete(
             bounds = evaluate_bounds(batched, x, y_0)
     flags = (*batched.batched, *(True for _ in bounds), True)
     batched = dataclasses.replace(batched, has_bounds=bool(bounds), batched=flags)
+    everything = (*frozen, *(bound.detach() for bound in bounds), y_0)
     with _explained(batched.call):
-        _check_functions(batched, y_0, (*frozen, *(bound.detach() for bound in bounds), y_0))
+        _once("checked", batched, everything, lambda: _check_functions(batched, y_0, everything))
     return batched, (*x, *bounds, y_0), own_answer
+
+
+def _once(what: str, batched: BatchedProblem, tensors: Sequence[Tensor], find: Callable[[], Any]) -> Any:
+    """What ``find`` returns; for a compiled node what it returned for functions and shapes of the same kind."""
+    if batched.kernels is None or inside_transform():
+        return find()
+    shapes = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+    return batched.kernels.recall((what, torch.is_grad_enabled(), shapes), find)
+
+
+def _num_rows(batched: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> tuple[int, int]:
+    """How many equality and inequality rows there are."""
+    return batched.equality(y, x).shape[1], batched.inequality(y, x).shape[1]
 
 
 def _own_answer(batched: BatchedProblem, x: tuple[Tensor, ...], problem: Problem) -> Any:
@@ -124,11 +143,23 @@ def _start(
     if declared is None:
         return flat_start(batched, own_answer.y if isinstance(own_answer, PrimalDual) else own_answer)
     if callable(declared):
-        made = batched.initial(x)
-        _start_leaves(batched.call, made)
-        like = x[0].dtype  # `torch.zeros(3)` is as good a start as `x.new_zeros(3)`
-        return flat_start(batched, pytree.tree_map(lambda leaf: leaf.to(like), made))
+        if not is_fused(batched):
+            return _made_start(batched, x)
+        return _once("layout", batched, x, lambda: _made_start(batched, x)[0]), _flat_made_start(batched, x)
     return _given_start(batched, x, declared, start)
+
+
+def _made_start(batched: BatchedProblem, x: Sequence[Tensor]) -> tuple[Layout, Tensor]:
+    """Layout and flat form of the start that the problem makes of its inputs."""
+    made = batched.initial(x)
+    _start_leaves(batched.call, made)
+    like = x[0].dtype  # `torch.zeros(3)` is as good a start as `x.new_zeros(3)`
+    return flat_start(batched, pytree.tree_map(lambda leaf: leaf.to(like), made))
+
+
+@fused
+def _flat_made_start(batched: BatchedProblem, x: Sequence[Tensor]) -> Tensor:
+    return _made_start(batched, x)[1]
 
 
 def flat_start(batched: BatchedProblem, tree: Any) -> tuple[Layout, Tensor]:

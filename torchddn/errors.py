@@ -6,6 +6,7 @@ as ``on_failure=`` says.
 """
 
 __all__ = [
+    "CompileWarning",
     "ConvergenceWarning",
     "DDNError",
     "DegenerateGradientWarning",
@@ -47,3 +48,7 @@ class ConvergenceWarning(UserWarning):
 
 class DegenerateGradientWarning(UserWarning):
     """Some items of a batch have a gradient that the problem does not determine uniquely."""
+
+
+class CompileWarning(UserWarning):
+    """A node that was asked to be compiled runs, in part, as if it had not been."""

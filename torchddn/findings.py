@@ -23,7 +23,7 @@ class Findings(NamedTuple):
     sound: Tensor
     active: ActiveSet | None
     weak: Tensor | None  # sound items with a weakly active constraint
-    operator: Operator
+    operator: Operator | None  # None only if every item is certified
     v: Tensor  # the incoming gradient
     structure: str  # what the derivatives look like, in words
     notes: tuple[str, ...]  # what there is to say of it

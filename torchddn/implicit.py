@@ -17,8 +17,9 @@ follow from the same few lines.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Hashable, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.autograd.forward_ad as fwAD
@@ -30,7 +31,9 @@ from torchddn.active_set import ActiveSet
 from torchddn.derivatives import Linearization, gradient, inside_transform, jvp, private_graph, vjp
 from torchddn.diagnostics import timed
 from torchddn.findings import Findings
-from torchddn.linear import solve_certified
+from torchddn.fusion import fused, is_fused
+from torchddn.linear import Certified, Operator, choose, name_of, solve_certified, solve_once
+from torchddn.linear import get as get_linear
 from torchddn.problem import BatchedProblem, mend
 
 __all__ = ["Forward", "Found", "ImplicitRoot", "LinearOptions", "Report", "SolutionSystem"]
@@ -348,43 +351,89 @@ class _LinearSystem:
         leaves: Sequence[Tensor] = (),
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
         """``u``, certified, and ``u . R_x`` for ``leaves`` of ``x``; ``sound`` is how the items were before mending."""
-        base, options, problem = self.base, self.base.options, self.base.problem
+        base = self.base
         v = v if base.solver.all_sound else _where_sound(sound, v)
-        held, active = base.held(constants), base.active(constants)
+        active = base.active(constants)
+        weak = active.weak.any(1) & sound if active is not None else None
         with timed() as file:
-            K = Linearization(lambda z: base.sound_residual(z, constants, x), z, problem.work(x))
-            product, transposed = (K.vjp, K.jvp) if self._by_vjp else (K.jvp, K.vjp)
-            pullback = _Pullback(K, leaves)
-            believed = structure.operator(
-                problem,
-                product,
-                K.value.detach(),
-                active=None if held is None else held.rows,
-                free=~held.variables if held is not None and problem.has_bounds else None,
-                unmasked=self._unmasked(z, x, held),
-                declared=options.structure,
-                linear=options.linear,
-                symmetric=base.symmetric,
-                rproduct=None if base.symmetric else transposed,
-                witness=pullback if leaves else None,
-                work=problem.work(x),
-            )
-            certified = solve_certified(
-                believed.operator,
-                v,
-                apply=believed.truth,
-                again=believed.reread,
-                linear=believed.linear,
-                rtol=options.rtol,
-                on_singular=options.on_singular,
-                damping=options.damping,
-            )
-            notes = believed.review(certified)
-            weak = active.weak.any(1) & sound if active is not None else None
-            findings = Findings(problem, certified, sound, active, weak, believed.operator, v, believed.name, notes)
+            solved = self._solve_at_once(v, z, constants, x, leaves) or self._solve(v, z, constants, x, leaves)
+            certified, pulled, operator, name, notes = solved
+            findings = Findings(base.problem, certified, sound, active, weak, operator, v, name, notes)
             file(findings.record)
         findings.warn()
-        return certified.solution, pullback.of(certified.solution)
+        return certified.solution, pulled
+
+    def _solve(
+        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], leaves: Sequence[Tensor]
+    ) -> "_Solved":
+        """One rung of the ladder after the other, until every item is certified."""
+        believed, pullback = self.believed(z, constants, x, leaves)
+        options = self.base.options
+        certified = solve_certified(
+            believed.operator,
+            v,
+            apply=believed.truth,
+            again=believed.reread,
+            linear=believed.linear,
+            rtol=options.rtol,
+            on_singular=options.on_singular,
+            damping=options.damping,
+        )
+        notes = believed.review(certified)
+        return _Solved(certified, pullback.of(certified.solution), believed.operator, believed.name, notes)
+
+    def _solve_at_once(
+        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], leaves: Sequence[Tensor]
+    ) -> "_Solved | None":
+        """The same as one kernel, if the node is compiled and the first rung certifies every item; None if not."""
+        base, problem, options = self.base, self.base.problem, self.base.options
+        if not is_fused(problem) or not base.solver.all_sound:
+            return None
+        state = structure.settled(
+            problem,
+            z,
+            declared=options.structure,
+            linear=options.linear,
+            symmetric=base.symmetric,
+            has_bounds=base.constrained and problem.has_bounds,
+        )
+        if state is None:
+            return None
+        moving = tuple(i for i, tensor in enumerate(x) if any(tensor is leaf for leaf in leaves))
+        u, residual, is_certified, pulled, method, name, notes = _first_rung(
+            problem, x, v, z, tuple(constants), options, base.constrained, self.transpose, moving, state
+        )
+        if not bool(is_certified.all()):
+            return None
+        no = ~is_certified
+        certified = Certified(
+            u, residual, is_certified, no, no, (method,) * len(no), torch.zeros_like(no, dtype=torch.int64)
+        )
+        return _Solved(certified, pulled, None, name, notes)
+
+    def believed(
+        self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], leaves: Sequence[Tensor]
+    ) -> tuple[structure.Believed, "_Pullback"]:
+        """K as it is believed to be, and its product that pulls back to ``leaves``."""
+        base, problem, held = self.base, self.base.problem, self.base.held(constants)
+        K = Linearization(lambda z: base.sound_residual(z, constants, x), z, problem.work(x))
+        product, transposed = (K.vjp, K.jvp) if self._by_vjp else (K.jvp, K.vjp)
+        pullback = _Pullback(K, leaves)
+        believed = structure.operator(
+            problem,
+            product,
+            K.value.detach(),
+            active=None if held is None else held.rows,
+            free=~held.variables if held is not None and problem.has_bounds else None,
+            unmasked=self._unmasked(z, x, held),
+            declared=base.options.structure,
+            linear=base.options.linear,
+            symmetric=base.symmetric,
+            rproduct=None if base.symmetric else transposed,
+            witness=pullback if leaves else None,
+            work=problem.work(x),
+        )
+        return believed, pullback
 
     def residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
         v, point, inner, x = self._unpack(x)
@@ -453,6 +502,45 @@ class _LinearSystem:
     def _unpack(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
         v, *saved = x
         return (v, *self.base.split(saved))
+
+
+class _Solved(NamedTuple):
+    """A linear solve, and what there is to say of it."""
+
+    certified: Certified
+    pulled: Sequence[Tensor | None]
+    operator: Operator | None
+    name: str
+    notes: tuple[str, ...]
+
+
+@fused
+def _first_rung(
+    problem: BatchedProblem,
+    x: Sequence[Tensor],
+    v: Tensor,
+    z: Tensor,
+    constants: Sequence[Tensor],
+    options: LinearOptions,
+    constrained: bool,
+    transpose: bool,
+    moving: Sequence[int],
+    state: Hashable,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, ...], str, str, tuple[str, ...]]:
+    """``u``, its residual, which items are certified, ``u . R_x`` for ``moving``, and in words how and with what.
+
+    The items are sound, and ``state`` is that of a belief which has settled.
+    """
+    forward = cast("Forward", SimpleNamespace(all_sound=True))
+    system = _LinearSystem(SolutionSystem(problem, forward, options, constrained, poison=False), transpose)
+    leaves = list(x)
+    for i in moving:
+        leaves[i] = x[i].detach().requires_grad_()
+    moved = [leaves[i] for i in moving]
+    believed, pullback = system.believed(z, constants, leaves, moved)
+    linear = get_linear(believed.linear) or choose(believed.operator)
+    solved = solve_once(believed.operator, v, apply=believed.truth, linear=linear, rtol=options.rtol)
+    return *solved, tuple(pullback.of(solved[0])), name_of(linear), believed.name, believed.notes
 
 
 class _Pullback:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from torchddn.derivatives import gradient, jacobian, jvp, outer_gradient, value_and_vjp, vjp
+from torchddn.fusion import fused
 from torchddn.problem import BatchedProblem
 
 __all__ = [
@@ -120,6 +121,7 @@ class Measures(NamedTuple):
     complementarity: Tensor
 
 
+@fused
 def measure(
     problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor], held: Held | None = None
 ) -> Measures:
@@ -164,6 +166,7 @@ class Scales(NamedTuple):
     rows: Tensor  # (B, p + q): length of each constraint's gradient
 
 
+@fused
 def scales(problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor]) -> Scales:
     """The units at ``y``. The last tensor of ``x``, the start, counts as much as ``y`` for its length."""
     length = torch.maximum(_largest(y), _largest(x[-1]))
@@ -196,6 +199,7 @@ def row_lengths(problem: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> Tens
     return torch.stack(squares).mean(0).sqrt()
 
 
+@fused
 def kkt_error(
     problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor], units: Scales
 ) -> tuple[Tensor, Tensor]:
@@ -217,6 +221,7 @@ def kkt_error(
     return torch.stack(parts).amax(0), torch.stack(violation).amax(0)
 
 
+@fused
 def is_irregular(problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor], scale: Tensor) -> Tensor:
     """Whether the constraints lose their gradient at ``y`` as far as can be told in this precision, ``(B,)``.
 

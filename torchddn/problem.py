@@ -11,6 +11,7 @@ A :class:`BatchedProblem` is that problem bound to a batch: ``y`` is ``(B, m)``,
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchddn._shapes import Layout
-from torchddn.capture import live_tensors, rebuild
+from torchddn.capture import fingerprint, live_tensors, rebuild
 from torchddn.errors import InvalidInputError
+from torchddn.kernels import BoundKernels, Kernels
 
 __all__ = ["BatchedProblem", "FixedPoint", "LeastSquares", "Problem", "Root", "bind", "check_bounds", "mend"]
 
@@ -206,6 +208,7 @@ class BatchedProblem:
         q: Inequality rows.
         has_bounds: Whether the last two tensors of ``x`` before the start are the bounds.
         call: Name that opens messages.
+        kernels: Those of a compiled node.
     """
 
     template: Problem
@@ -220,6 +223,7 @@ class BatchedProblem:
     q: int
     has_bounds: bool
     call: str
+    kernels: BoundKernels | None = None
 
     @property
     def m(self) -> int:
@@ -344,8 +348,14 @@ class BatchedProblem:
         )
 
     def rebatched(self, size: int, batched: tuple[bool, ...] | None = None) -> "BatchedProblem":
-        """The same problem for ``size`` items."""
-        return dataclasses.replace(self, size=size, batched=self.batched if batched is None else batched)
+        """The same problem for ``size`` items; for another number of them there are no kernels."""
+        kernels = self.kernels if size == self.size else None
+        batched = self.batched if batched is None else batched
+        return dataclasses.replace(self, size=size, batched=batched, kernels=kernels)
+
+    def without_kernels(self) -> "BatchedProblem":
+        """The same problem, each of whose functions runs as it is written."""
+        return dataclasses.replace(self, kernels=None)
 
     def _as_tensors(self, name: str, value: Any, like: Tensor) -> Any:
         return pytree.tree_map(lambda leaf: self._as_tensor(name, leaf, like), value)
@@ -435,7 +445,12 @@ def _plain(shapes: Sequence[torch.Size]) -> str:
 
 
 def bind(
-    call: str, problem: Problem, inputs: tuple[Any, ...], leaves: Sequence[Tensor], size: int
+    call: str,
+    problem: Problem,
+    inputs: tuple[Any, ...],
+    leaves: Sequence[Tensor],
+    size: int,
+    kernels: Kernels | None = None,
 ) -> tuple[BatchedProblem, tuple[Tensor, ...]]:
     """Returns the problem bound to a batch (``layout`` and ``p`` still empty) and its ``x``.
 
@@ -445,10 +460,11 @@ def bind(
         inputs: The trees of inputs, for their structure.
         leaves: The tensors of ``inputs``, checked, each with the batch axis.
         size: ``B``.
+        kernels: Those of a compiled node.
     """
     captured = live_tensors(problem)
     stand_ins = {id(tensor): torch.empty(0) for tensor in captured}
-    template = rebuild(problem, lambda tensor: stand_ins.get(id(tensor), tensor))
+    template = rebuild(problem, lambda tensor: stand_ins.get(id(tensor), tensor)) if captured else problem
     _, spec = pytree.tree_flatten(inputs)
     batched = BatchedProblem(
         template=template,
@@ -463,5 +479,14 @@ def bind(
         q=0,
         has_bounds=False,
         call=call,
+        kernels=None if kernels is None else _bind_kernels(kernels, problem, spec),
     )
     return batched, (*leaves, *captured)
+
+
+def _bind_kernels(kernels: Kernels, problem: Problem, spec: pytree.TreeSpec) -> BoundKernels:
+    # What the methods name and close over counts too, and they belong to the classes.
+    classes = [cls for cls in type(problem).__mro__ if issubclass(cls, Problem)]
+    methods = [thing for cls in classes for thing in vars(cls).values() if isinstance(thing, types.FunctionType)]
+    state, kept = fingerprint((problem, methods))
+    return BoundKernels(kernels, (state, spec, torch.get_default_dtype()), kept)

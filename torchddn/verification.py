@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchddn.active_set import WEAK, ActiveSet, identify
 from torchddn.derivatives import Linearization, hessian, jacobian, vjp
+from torchddn.fusion import fused
 from torchddn.linear import DenseMatrix, LeastSquares, Saddle, solve_certified
 from torchddn.optimality import Held, Scales, kkt_error, lagrangian, residual, scales
 from torchddn.problem import BatchedProblem
@@ -169,10 +170,7 @@ def _newton(
 
 def _newton_step(problem: BatchedProblem, z: Tensor, x: Sequence[Tensor], held: Held) -> Tensor:
     m = problem.m
-    with torch.enable_grad():
-        K = Linearization(lambda z: residual(problem, z, x, held), z.detach(), problem.work(x))
-    top = K.dense(m).detach()
-    r = K.value.detach()
+    r, top = _linearize(problem, z, x, held)
     if z.shape[1] > m:
         A = top[:, :, m:].mT.contiguous()
         system = Saddle(top[:, :, :m].contiguous(), A, held.rows)
@@ -181,6 +179,15 @@ def _newton_step(problem: BatchedProblem, z: Tensor, x: Sequence[Tensor], held: 
     return z - solve_certified(system, r).solution
 
 
+@fused
+def _linearize(problem: BatchedProblem, z: Tensor, x: Sequence[Tensor], held: Held) -> tuple[Tensor, Tensor]:
+    """The residual, and the rows of K that belong to variables."""
+    with torch.enable_grad():
+        K = Linearization(lambda z: residual(problem, z, x, held), z.detach(), problem.work(x))
+    return K.value.detach(), K.dense(problem.m).detach()
+
+
+@fused
 def _follow_signs(
     problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor], units: Scales, held: Held
 ) -> Held:
@@ -216,9 +223,7 @@ def _is_minimum(
     if len(items) < len(y):
         problem, x = problem.select(x, items)
         y, dual, active = y[items], dual[items], ActiveSet(*(part[items] for part in active))
-    work = problem.work(x)
-    H = hessian(lambda y: lagrangian(problem, y, dual, x), y, work)
-    a = jacobian(lambda y: problem.constraints(y, x), y, work) if dual.shape[1] else H[:, :0]
+    H, a = _curvature_and_rows(problem, y, dual, x)
     a = a / a.square().sum(-1, keepdim=True).sqrt().clamp_min(torch.finfo(y.dtype).tiny)
     size = H.abs().amax((1, 2))
     strong = active.held(problem, weakly_active=False)
@@ -237,6 +242,14 @@ def _is_minimum(
     inner, _ = _lowest(*_restrict(H[doubtful], a[doubtful], kept.variables[doubtful], kept.rows[doubtful]))
     bad = (inner < -tolerance) | ((value < -tolerance) & either_way)
     return minimum.index_put((items[doubtful],), ~bad)
+
+
+@fused
+def _curvature_and_rows(problem: BatchedProblem, y: Tensor, dual: Tensor, x: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """``L_yy`` and ``c_y``."""
+    work = problem.work(x)
+    H = hessian(lambda y: lagrangian(problem, y, dual, x), y, work)
+    return H, jacobian(lambda y: problem.constraints(y, x), y, work) if dual.shape[1] else H[:, :0]
 
 
 def _restrict(H: Tensor, a: Tensor, variables: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torchddn.linear.auto import choose, get, name_of
 from torchddn.linear.banded import BandedMatrix, CyclicReduction
 from torchddn.linear.blocks import BlockDiagonalMatrix, Blockwise
 from torchddn.linear.bordered import Bordered, BorderedMatrix
-from torchddn.linear.certificate import Certified, default_rtol, solve_certified
+from torchddn.linear.certificate import Certified, default_rtol, solve_certified, solve_once
 from torchddn.linear.declarations import (
     Banded,
     BlockDiagonal,
@@ -75,5 +75,6 @@ __all__ = [
     "jacobi",
     "name_of",
     "solve_certified",
+    "solve_once",
     "specialist",
 ]

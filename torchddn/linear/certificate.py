@@ -43,7 +43,7 @@ from torchddn.linear.operators import (
 from torchddn.linear.schur import SchurComplement
 from torchddn.linear.solver import Solver
 
-__all__ = ["Certified", "default_rtol", "solve_certified"]
+__all__ = ["Certified", "default_rtol", "solve_certified", "solve_once"]
 
 # Numbers in the dense matrices of the items that fall back, at most: 2 GiB in float64. Above, they stay matrix-free.
 _DENSE_NUMBERS = 2**28
@@ -191,8 +191,7 @@ def solve_certified(
     else:
         for makes in (again, None):
             state, answer, solution = _first_attempt(system, solver, scale, rhs)
-            residual = _relative(answer.r, system.rhs)
-            certified = answer.sound & (residual <= rtol)
+            residual, certified = _judge(system, answer)
             if bool(certified.all()):  # the one wait for the device
                 no = ~certified
                 method = (name_of(solver),) * operator.batch
@@ -205,6 +204,21 @@ def solve_certified(
         ladder.keep(solver, state, answer)
     ladder.descend(solver, last, on_singular, damping)
     return ladder.report(scale, rhs)
+
+
+def solve_once(
+    operator: Operator, rhs: Tensor, *, apply: Operator, linear: Solver, rtol: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The first rung of :func:`solve_certified`, with nothing read: solution, residual, and which items are certified.
+
+    Arguments as there. If an item is not certified, what is wrong is for :func:`solve_certified` to find out.
+    """
+    columns = rhs.unsqueeze(-1) if rhs.ndim == 2 else rhs
+    scale = _size(columns)
+    rtol = default_rtol(operator.dtype) if rtol is None else rtol
+    system = _System(operator, apply, columns / scale, rtol, None, 0)
+    _, answer, solution = _first_attempt(system, linear, scale, rhs)
+    return solution, *_judge(system, answer)
 
 
 class _Ladder:
@@ -395,6 +409,12 @@ def _refine(
         pending = better & (error_next > system.rtol) & (2 * error_next < error)
         error = torch.where(better, error_next, error)
     return _Answer(u, r, sound, num_refinements)
+
+
+def _judge(system: _System, answer: _Answer) -> tuple[Tensor, Tensor]:
+    """The residual of each item, and whether it certifies the item."""
+    residual = _relative(answer.r, system.rhs)
+    return residual, answer.sound & (residual <= system.rtol)
 
 
 def _certifies(system: _System, answer: _Answer, reachable: Callable[[Tensor], Tensor] = lambda r: r) -> Tensor:

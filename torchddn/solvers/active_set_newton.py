@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchddn.active_set import decide
-from torchddn.optimality import Held, Scales, measure_known
+from torchddn.active_set import ActiveSet, decide
+from torchddn.fusion import fused, is_fused
+from torchddn.optimality import Held, Measures, Scales, measure_known
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, Proof, Result, Run, Solver, is_differentiated, solve
 from torchddn.solvers.expansion import Expansion
@@ -60,6 +61,7 @@ class _State(NamedTuple):
     num_steps: Tensor
     is_minimum: Tensor  # (B,): whether the last step was that of a strict minimum
     f_start: Tensor  # (B,): objective of a feasible start, else infinite
+    status: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,37 +81,17 @@ class ActiveSetNewton:
         """Takes every minimization."""
 
     def init(self, problem: BatchedProblem, x: Inputs, y: Tensor) -> _State:
-        lower, upper = problem.bounds(x)
-        y = _clip(problem, x, y)
-        point = _expand(problem, x, y, None)
-        units = _units(point, x)
-        error, violation = _errors(problem, x, point, units)
-        eps = torch.finfo(y.dtype).eps
-        f_start = torch.where(violation <= eps**0.5, point.f, torch.inf)
-        none = torch.zeros_like(point.f)
-        held = _active(problem, x, point)
-        possible = (error < torch.inf) & (lower <= upper).all(1)
-        setbacks = torch.where(possible, torch.zeros_like(error), torch.inf)
-        return _State(point, held, error, none + torch.inf, setbacks, none, none > 0, f_start)
+        return _begin(problem, x, y)
 
     def step(self, problem: BatchedProblem, x: Inputs, state: _State) -> _State:
-        held = _active(problem, x, state.point)
-        y, dual, is_minimum = _newton(problem, x, state.point, held)
-        point = _expand(problem, x, y, dual)
-        units = _units(point, x)
-        error = _errors(problem, x, point, units)[0]
-        moved = largest(y - state.point.y) / units.length
-        setbacks = state.setbacks + ~((error <= 0.5 * state.error) & is_minimum)
-        setbacks = torch.where(error < torch.inf, setbacks, torch.inf)
-        return _State(point, held, error, moved, setbacks, state.num_steps + 1, is_minimum, state.f_start)
+        if is_fused(problem):
+            step, is_minimum = _trusting_step(problem, x, state)
+            if bool(is_minimum):
+                return step
+        return _step(problem, x, state, trusting=False)
 
     def status(self, problem: BatchedProblem, x: Inputs, state: _State) -> Tensor:
-        eps = torch.finfo(state.error.dtype).eps
-        # The curvature that the last step saw is that of this point only if the step was short.
-        arrived = state.is_minimum & (state.error <= eps**0.85) & (state.moved <= eps**0.4)
-        status = torch.where(arrived, int(Status.CONVERGED), RUNNING)
-        risen = state.point.f - state.f_start > eps**0.5 * (state.f_start.abs() + state.point.f.abs())
-        return torch.where((state.setbacks > _PATIENCE) | (arrived & risen), int(Status.STALLED), status)
+        return state.status
 
     def finish(self, problem: BatchedProblem, x: Inputs, state: _State) -> tuple[Tensor, Tensor]:
         point = state.point
@@ -117,17 +99,9 @@ class ActiveSetNewton:
 
     def prove(self, problem: BatchedProblem, x: Inputs, state: _State) -> Proof | None:
         """What the last expansion says of the points; None unless every one of them is a strict minimum."""
-        point = state.point
-        units = _units(point, x)
-        L_y = point.f_y + times(point.c_y.mT, point.dual)
-        weak = torch.finfo(point.y.dtype).eps ** 0.5
-        active = decide(problem, point.y, point.dual, x, units, weak, L_y, point.c[:, problem.p :])
-        held = active.held(problem)
-        same = [(a == b).all(1) for a, b in zip(held, state.held, strict=True)]
-        strict = torch.stack([~active.weak.any(1), *same]).all(0) & (self.status(problem, x, state) == Status.CONVERGED)
-        if not bool(strict.all()):
+        active, is_strict, measures = _judge(problem, x, state)
+        if not bool((is_strict & (state.status == Status.CONVERGED)).all()):
             return None
-        measures = measure_known(problem, point.y, point.dual, x, held, point.f, point.c, L_y)
         return Proof(active if problem.is_inequality_constrained else None, measures)
 
 
@@ -169,6 +143,62 @@ class Hybrid:
             whole.index_copy(0, left, rows) for whole, rows in zip(found[:4], (*again[:3], num_steps), strict=True)
         ]
         return Result(*merged, proof=None)
+
+
+@fused
+def _begin(problem: BatchedProblem, x: Inputs, y: Tensor) -> _State:
+    lower, upper = problem.bounds(x)
+    y = _clip(problem, x, y)
+    point = _expand(problem, x, y, None)
+    units = _units(point, x)
+    error, violation = _errors(problem, x, point, units)
+    eps = torch.finfo(y.dtype).eps
+    f_start = torch.where(violation <= eps**0.5, point.f, torch.inf)
+    none = torch.zeros_like(point.f)
+    held = _active(problem, x, point)
+    possible = (error < torch.inf) & (lower <= upper).all(1)
+    setbacks = torch.where(possible, torch.zeros_like(error), torch.inf)
+    status = torch.where(setbacks > _PATIENCE, int(Status.STALLED), RUNNING)
+    return _State(point, held, error, none + torch.inf, setbacks, none, none > 0, f_start, status)
+
+
+@fused
+def _trusting_step(problem: BatchedProblem, x: Inputs, state: _State) -> tuple[_State, Tensor]:
+    """The step if every item is close to a strict minimum, and whether that is so: nothing is read on the way."""
+    step = _step(problem, x, state, trusting=True)
+    return step, step.is_minimum.all()
+
+
+def _step(problem: BatchedProblem, x: Inputs, state: _State, trusting: bool) -> _State:
+    held = _active(problem, x, state.point)
+    y, dual, is_minimum = _newton(problem, x, state.point, held, trusting)
+    point = _expand(problem, x, y, dual)
+    units = _units(point, x)
+    error = _errors(problem, x, point, units)[0]
+    moved = largest(y - state.point.y) / units.length
+    setbacks = state.setbacks + ~((error <= 0.5 * state.error) & is_minimum)
+    setbacks = torch.where(error < torch.inf, setbacks, torch.inf)
+    eps = torch.finfo(error.dtype).eps
+    # The curvature that the last step saw is that of this point only if the step was short.
+    arrived = is_minimum & (error <= eps**0.85) & (moved <= eps**0.4)
+    status = torch.where(arrived, int(Status.CONVERGED), RUNNING)
+    risen = point.f - state.f_start > eps**0.5 * (state.f_start.abs() + point.f.abs())
+    status = torch.where((setbacks > _PATIENCE) | (arrived & risen), int(Status.STALLED), status)
+    return _State(point, held, error, moved, setbacks, state.num_steps + 1, is_minimum, state.f_start, status)
+
+
+@fused
+def _judge(problem: BatchedProblem, x: Inputs, state: _State) -> tuple[ActiveSet, Tensor, Measures]:
+    """The active set, whether it is the one of the last step and without weakly active ones, and the errors."""
+    point = state.point
+    units = _units(point, x)
+    L_y = point.f_y + times(point.c_y.mT, point.dual)
+    weak = torch.finfo(point.y.dtype).eps ** 0.5
+    active = decide(problem, point.y, point.dual, x, units, weak, L_y, point.c[:, problem.p :])
+    held = active.held(problem)
+    same = [(a == b).all(1) for a, b in zip(held, state.held, strict=True)]
+    is_strict = torch.stack([~active.weak.any(1), *same]).all(0)
+    return active, is_strict, measure_known(problem, point.y, point.dual, x, held, point.f, point.c, L_y)
 
 
 def _guess_multipliers(problem: BatchedProblem, x: Inputs, y: Tensor, values: Tensor, slopes: Tensor) -> Tensor:
@@ -251,8 +281,13 @@ def _active(problem: BatchedProblem, x: Inputs, point: _Point) -> Held:
     return Held(rows, (target < lower) | fixed, (target > upper) | fixed)
 
 
-def _newton(problem: BatchedProblem, x: Inputs, point: _Point, held: Held) -> tuple[Tensor, Tensor, Tensor]:
-    """The next ``y`` and ``dual``, and whether the step is that of a strict minimum."""
+def _newton(
+    problem: BatchedProblem, x: Inputs, point: _Point, held: Held, trusting: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The next ``y`` and ``dual``, and whether the step is that of a strict minimum.
+
+    If ``trusting``, an item without the curvature or the independent rows of one gets nothing that is of use.
+    """
     y, H, A, rhs, c = point.y, point.L_yy, point.c_y, -point.f_y, point.c
     put, stiffness = y, point.stiffness
     if problem.has_bounds:
@@ -266,12 +301,12 @@ def _newton(problem: BatchedProblem, x: Inputs, point: _Point, held: Held) -> tu
     if not A.shape[1]:
         L, definite = _factor(H)
         return _clip(problem, x, put + back_substitute(L, rhs)), point.dual, definite
-    d, dual, definite, independent = _saddle_step(H, A, rhs, c, held.rows, stiffness)
+    d, dual, definite, independent = _saddle_step(H, A, rhs, c, held.rows, stiffness, trusting)
     return _clip(problem, x, put + d), dual, definite & independent
 
 
 def _saddle_step(
-    H: Tensor, A: Tensor, rhs: Tensor, c: Tensor, rows: Tensor, stiffness: Tensor
+    H: Tensor, A: Tensor, rhs: Tensor, c: Tensor, rows: Tensor, stiffness: Tensor, trusting: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``H d + A' n = rhs``, ``A d = -c`` in the ``rows`` that count, and ``n = 0`` in the others.
 
@@ -286,7 +321,7 @@ def _saddle_step(
     L, definite = _factor(H)
     weight = torch.zeros_like(stiffness)
     for factor in _WEIGHTS:
-        if is_settled(definite):
+        if trusting or is_settled(definite):
             break
         # Convex along the constraints is enough: their squares change neither the step nor the multipliers.
         weight = torch.where(definite[:, None], weight, factor * stiffness)
@@ -301,7 +336,7 @@ def _saddle_step(
     # A row that does not count is an equation of its own.
     S.diagonal(dim1=-2, dim2=-1).add_((1 - kept) / stiffness)
     L_S, independent = _factor(S)
-    if not is_settled(independent):
+    if not (trusting or is_settled(independent)):
         # Too many rows look active: a compromise may bring some of them off again.
         S.diagonal(dim1=-2, dim2=-1).add_(1e-2 / stiffness)
         L_S = torch.where(independent[:, None, None], L_S, torch.linalg.cholesky_ex(S)[0])

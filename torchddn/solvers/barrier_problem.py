@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torchddn.fusion import fused
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.barrier import DAMPING, Box, Rows
 from torchddn.solvers.base import Inputs
@@ -130,6 +131,7 @@ class Barrier(NamedTuple):
         return iterate._replace(dual=dual, z=z)
 
 
+@fused
 def expand(problem: BatchedProblem, x: Inputs, y: Tensor, weights: Tensor, box: Box) -> Point:
     """The point, with the Hessian of ``weights . (f, c)``."""
     at = Expansion(lambda y: problem.values(y, x), y, problem.work(x))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from torchddn.active_set import ActiveSet
 from torchddn.derivatives import inside_transform
+from torchddn.fusion import is_fused
 from torchddn.optimality import Measures
 from torchddn.problem import BatchedProblem
 from torchddn.status import Status
@@ -40,6 +41,9 @@ __all__ = [
 ]
 
 RUNNING = -1
+
+# Numbers in the matrices of a batch that is small.
+_SMALL = 2**20
 
 State = Any
 Inputs = Sequence[Tensor]
@@ -196,12 +200,14 @@ def iterate(solver: Method, problem: Batch, x: Inputs, y: Tensor) -> tuple[State
     num_steps = torch.zeros_like(status)
     items = torch.arange(len(y), device=y.device)
     part, part_x = problem, x
+    # A kernel takes one number of items, and for small ones a step without it costs more than items that have stopped.
+    keeps_whole = isinstance(problem, BatchedProblem) and is_fused(problem) and len(y) * y.shape[1] ** 2 <= _SMALL
     for _ in range(solver.max_steps):
         running = status[items] == RUNNING
         num_running = int(running.sum())
         if not num_running:
             break
-        if 2 * num_running <= len(items):
+        if 2 * num_running <= len(items) and not keeps_whole:
             # Most of the work is for items that have stopped: go on with the others alone.
             everything = _write(everything, items, state)
             items = items[running]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchddn.derivatives import gradient, value_and_gradient
+from torchddn.fusion import fused
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import Inputs, is_differentiated
 from torchddn.solvers.expansion import value_and_jacobian, value_gradient_hessian
@@ -64,6 +65,7 @@ class Point(NamedTuple):
         return self.L_y - times(self.h_y.mT, self.nu)
 
 
+@fused
 def expand(problem: BatchedProblem, x: Inputs, y: Tensor, fit: Callable[[Tensor, Tensor], Tensor]) -> Point:
     """The problem around ``y``, with the multipliers that ``fit`` makes of ``f_y`` and ``h_y``."""
     work = problem.work(x)

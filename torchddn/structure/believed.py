@@ -1,6 +1,6 @@
 """The system of one backward pass as it is believed to be, and what the solve teaches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torchddn.linear import (
     Declaration,
     Dense,
     Krylov,
+    LeastSquares,
     MatrixFree,
     Operator,
     RowDeclaration,
@@ -23,12 +24,12 @@ from torchddn.linear import (
 )
 from torchddn.linear import get as get_linear
 from torchddn.problem import BatchedProblem
-from torchddn.structure.memory import Belief, recall
-from torchddn.structure.reading import fits, read, suitable
+from torchddn.structure.memory import Belief, known, recall
+from torchddn.structure.reading import fits, is_learning, read, suitable
 from torchddn.structure.search import is_formed, look
 from torchddn.structure.system import Product, System, generic
 
-__all__ = ["Believed", "check_declared", "operator"]
+__all__ = ["Believed", "check_declared", "operator", "settled"]
 
 # Up to so many unknowns a dense solve costs no more than the calls that a structured one makes: nothing is looked for.
 SMALL = 32
@@ -60,6 +61,11 @@ class Believed:
             constant.forget()
         self.operator = fresh
         return fresh
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the structure."""
+        return self._belief.notes
 
     def review(self, certified: Certified) -> tuple[str, ...]:
         """Learns from the solve: what to say of it, a line each; usually nothing.
@@ -161,8 +167,32 @@ def operator(
     return Believed(system, matrix, solver or suitable(matrix, belief), belief)
 
 
+def settled(
+    problem: BatchedProblem, like: Tensor, *, declared: Any, linear: Any, symmetric: bool, has_bounds: bool
+) -> Hashable | None:
+    """What :func:`operator` will believe, and that nothing is left to look for or to learn; None if something is.
+
+    As long as it stays the same, a direct solve is the same operations on other numbers. Arguments as there; ``like``
+    is shaped as the right-hand side, ``(B, s)``.
+    """
+    solver = get_linear(linear)
+    if isinstance(solver, Krylov | LeastSquares):
+        return None
+    if _is_formed_at_once(declared, solver is not None, like.shape[1]):
+        return "dense"
+    belief = known(problem, like, symmetric, declared)
+    if belief is None or belief.H is None or is_learning(belief, has_bounds):
+        return None
+    return belief.state
+
+
+def _is_formed_at_once(declared: Any, direct: bool, size: int) -> bool:
+    """Whether all of K is read and no structure is looked for."""
+    return declared == "dense" or (declared == "auto" and (direct or size <= SMALL))
+
+
 def _belief(problem: BatchedProblem, system: System, declared: Any, direct: bool) -> Belief:
-    if declared == "dense" or (declared == "auto" and (direct or system.size <= SMALL)):
+    if _is_formed_at_once(declared, direct, system.size):
         return Belief(Dense(), Dense())
     H, A = declared if isinstance(declared, tuple) else (declared, None)
     if isinstance(H, Declaration):

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from torchddn.problem import BatchedProblem
 from torchddn.structure.constant import Constant
 from torchddn.structure.system import System
 
-__all__ = ["Belief", "forget", "recall"]
+__all__ = ["Belief", "forget", "known", "recall"]
 
 _MOST = 256
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Belief:
     """What is known of one problem; it learns.
 
@@ -63,6 +63,12 @@ class Belief:
         return self.H.name if self.A is None else f"{self.H.name}, rows {self.A.name}"
 
     @property
+    def state(self) -> Hashable:
+        """Changes whenever the belief does, but for what it learns of constants."""
+        known = tuple(constant.is_known for constant in self.constants)
+        return self, id(self.H), id(self.A), self.whole, self.redundant, self.eliminates, known
+
+    @property
     def constants(self) -> tuple[Constant, Constant]:
         """What may never change, in the order of the probes."""
         return self.constant_H, self.constant_A
@@ -77,9 +83,14 @@ _beliefs: dict[Any, Belief] = {}
 _lock = threading.Lock()
 
 
+def known(problem: BatchedProblem, like: Tensor, symmetric: bool, declared: Any) -> Belief | None:
+    """What is known of the problem from before; ``like`` is shaped as the right-hand side, ``(B, s)``."""
+    return _beliefs.get(_key(problem, like, symmetric, declared))
+
+
 def recall(problem: BatchedProblem, system: System, declared: Any, look: Callable[[], Belief | None]) -> Belief | None:
     """What is known of the problem from before, or what ``look`` finds now, which is kept unless it is None."""
-    key = _key(problem, system, declared)
+    key = _key(problem, system.like, system.symmetric, declared)
     belief = _beliefs.get(key)
     if belief is not None:
         return belief
@@ -98,12 +109,12 @@ def forget() -> None:
         _beliefs.clear()
 
 
-def _key(problem: BatchedProblem, system: System, declared: Any) -> Any:
+def _key(problem: BatchedProblem, like: Tensor, symmetric: bool, declared: Any) -> Any:
     template = problem.template
     code = tuple(_identity(template.function(name)) for name in ("objective", "equality", "inequality", "residual"))
     # An option of a problem, such as which terms its objective has, may change what its derivatives look like.
     options = tuple((name, value) for name, value in vars(template).items() if isinstance(value, (bool, int, str)))
-    sizes = (problem.layout.shapes, system.m, system.num_rows, system.like.dtype, system.like.device, system.symmetric)
+    sizes = (problem.layout.shapes, like.shape[1], like.dtype, like.device, symmetric)
     return type(template), options, code, sizes, declared
 
 

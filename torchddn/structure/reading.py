@@ -28,7 +28,7 @@ from torchddn.structure.memory import Belief
 from torchddn.structure.places import Placed
 from torchddn.structure.system import System
 
-__all__ = ["fits", "read", "suitable"]
+__all__ = ["fits", "is_learning", "read", "suitable"]
 
 # Numbers in a batch of matrices that are held: above, there are products only.
 _NUMBERS = 2**28
@@ -110,11 +110,26 @@ def _products(system: System, probes: list[Tensor]) -> list[Tensor]:
     return list(products.split([len(group) for group in probes]))
 
 
+def is_learning(belief: Belief, has_bounds: bool) -> bool:
+    """Whether the next reading may find out whether a part never changes."""
+    if belief.H is None or belief.is_dense or belief.whole:
+        return False
+    constants = belief.constants if belief.A is not None else belief.constants[:1]
+    return any(
+        not (constant.is_known or constant.varies) and _is_remembered(i, belief, has_bounds)
+        for i, constant in enumerate(constants)
+    )
+
+
+def _is_remembered(i: int, belief: Belief, has_bounds: bool) -> bool:
+    """Whether a part, H or the rows, may be remembered: it must be known how the masks change it."""
+    return i > 0 or not has_bounds or isinstance(belief.H, _MASKABLE)
+
+
 def _learn(system: System, belief: Belief, parts: list[Tensor]) -> None:
     """Looks whether the products of a pass, without masks, are those of the last one."""
     for i, (part, probes, constant) in enumerate(zip(parts, belief.probes, belief.constants, strict=False)):
-        maskable = i > 0 or system.free is None or isinstance(belief.H, _MASKABLE)
-        if constant.is_known or constant.varies or not maskable:
+        if constant.is_known or constant.varies or not _is_remembered(i, belief, system.free is not None):
             continue
         if not system.is_masked:
             constant.learn(part)

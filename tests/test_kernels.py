@@ -1,0 +1,421 @@
+"""Compiled nodes: that they are the same functions, for every kind of problem and after every change.
+
+Most tests replay what was recorded, operation by operation, and leave out the C++ compiler, which takes seconds for
+each kernel.
+"""
+
+import copy
+import dataclasses
+import pickle
+import shutil
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchddn as ddn
+from torchddn import kernels
+from torchddn.capture import fingerprint
+from torchddn.structure import forget
+
+D = torch.float64
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+
+
+@pytest.fixture
+def replayed(monkeypatch):
+    """What is recorded is replayed and not compiled; the list is of the graphs."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def replay(graph, tensors):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(kernels, "_compile", replay)
+    monkeypatch.setattr(kernels, "_REPLAYS", 0)
+    forget()
+    return graphs
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """The compiler is asked at the first call."""
+    monkeypatch.setattr(kernels, "_REPLAYS", 0)
+    forget()
+
+
+class Curved(ddn.Problem):
+    """A strictly convex objective on a plane and in a ball."""
+
+    def objective(self, y, x):
+        return 0.5 * (y - x).square().sum() + 0.1 * y.pow(4).sum() + 0.3 * y.exp().sum().log()
+
+    def equality(self, y, x):
+        return y.sum() - 1.0
+
+    def inequality(self, y, x):
+        return y.square().sum() - 1.5
+
+    def initial(self, x):
+        return torch.zeros_like(x)
+
+
+class Boxed(Curved):
+    def bounds(self, x):
+        return -0.5, 0.8
+
+
+class Fit(ddn.LeastSquares):
+    def residual(self, y, x):
+        return torch.cat([y[:1].exp() - x[:1].exp(), y[1:] - x[1:] * y[0]])
+
+    def initial(self, x):
+        return torch.zeros_like(x)
+
+
+class Saddle(ddn.Problem):
+    """Not convex: the start is close to a saddle, and Newton's method alone would go there."""
+
+    def objective(self, y, x):
+        return (y[0] ** 2 - 1 - x[0].square()).square() + (y[1] - x[1]).square()
+
+    def initial(self, x):
+        return torch.stack([0.01 + 0 * x[0], x[1]])
+
+
+class Diagonal(ddn.Problem):
+    """More variables than are looked at as dense ones; its multipliers are wanted too."""
+
+    def objective(self, y, x):
+        return -(x * y).sum() + (y * y.log() + (1 - y) * (1 - y).log()).sum()
+
+    def equality(self, y, x):
+        return y.sum() - 3.0
+
+    def bounds(self, x):
+        return 1e-6, 1 - 1e-6
+
+    def initial(self, x):
+        return torch.full_like(x, 3 / len(x))
+
+
+PROBLEMS = {
+    "equality and inequality": (Curved(), 5),
+    "bounds": (Boxed(), 5),
+    "least squares": (Fit(), 3),
+    "not convex": (Saddle(), 2),
+    "structured": (Diagonal(), 40),
+}
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = D) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def compare(problem: ddn.Problem, x: Tensor, rtol: float = 1e-11, **options) -> ddn.DeclarativeNode:
+    """That the compiled node has the eager one's answers and gradients, also when its kernels are used again."""
+    plain = ddn.DeclarativeNode(problem, **options)
+    compiled = ddn.DeclarativeNode(problem, compile=True, **options)
+    for seed in range(3):
+        x = (x.detach() + 0.01 * seed).requires_grad_()
+        expected, found = plain.solve(x), compiled.solve(x)
+        assert torch.equal(found.status, expected.status)
+        torch.testing.assert_close(found.y, expected.y, rtol=rtol, atol=rtol)
+        torch.testing.assert_close(found.objective, expected.objective, rtol=rtol, atol=rtol)
+        v = randn(*found.y.shape, seed=seed, dtype=x.dtype)
+        sums = [(v * each.y).sum() + each.y.square().sum() for each in (expected, found)]
+        if found.equality_multipliers is not None:
+            sums = [s + each.equality_multipliers.sum() for s, each in zip(sums, (expected, found), strict=True)]
+        grads = [torch.autograd.grad(s, x)[0] for s in sums]
+        torch.testing.assert_close(grads[1], grads[0], rtol=100 * rtol, atol=100 * rtol)
+    return compiled
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_compiled_node_is_the_same_function(name, replayed):
+    problem, n = PROBLEMS[name]
+    compare(problem, randn(6, n))
+    assert replayed
+
+
+def test_a_compiled_node_is_the_same_function_in_single_precision(replayed):
+    compare(Curved(), randn(6, 5, dtype=torch.float32), rtol=2e-5)
+
+
+def test_roots_and_fixed_points_of_problems_are_compiled_too(replayed):
+    class Cubic(ddn.Problem):
+        kind = "root"
+
+        def residual(self, y, x):
+            return y**3 + y - x + 0.1 * y.roll(1)
+
+        def initial(self, x):
+            return torch.zeros_like(x)
+
+    plain, compiled = ddn.DeclarativeNode(Cubic()), ddn.DeclarativeNode(Cubic(), compile=True)
+    x = randn(4, 3).requires_grad_()
+    for node in (plain, compiled):
+        node(x)
+    torch.testing.assert_close(compiled(x), plain(x))
+    torch.testing.assert_close(*(torch.autograd.grad(node(x).exp().sum(), x)[0] for node in (compiled, plain)))
+
+
+@needs_compiler
+def test_the_compiler_makes_the_same_function(at_once, monkeypatch):
+    made, compile = [], kernels._compile
+
+    def watch(graph, tensors):
+        made.append(compile(graph, tensors))
+        return made[-1]
+
+    monkeypatch.setattr(kernels, "_compile", watch)
+    compare(Fit(), randn(2, 2))
+    assert made
+    assert not any(isinstance(kernel, torch.fx.GraphModule) for kernel in made)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_compiler_makes_the_same_function_of_every_problem(name, at_once):
+    problem, n = PROBLEMS[name]
+    compare(problem, randn(6, n))
+
+
+def test_a_function_is_compiled_when_it_has_been_called_often(replayed, monkeypatch):
+    monkeypatch.setattr(kernels, "_REPLAYS", 3)
+    node = ddn.DeclarativeNode(Fit(), compile=True)
+    x = randn(2, 2)
+    for call in range(5):
+        node(x)
+        if call == 0:
+            few = len(replayed)
+    assert len(replayed) > few
+    before = len(replayed)
+    node(x)
+    assert len(replayed) == before
+
+
+def test_without_a_compiler_a_node_replays_in_silence(at_once, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch._inductor, "compile", fail)
+    compare(Curved(), randn(4, 5))
+
+
+def test_gradients_of_every_order_and_mode_are_those_of_the_function(replayed):
+    node = ddn.DeclarativeNode(Curved(), compile=True)
+    x = randn(2, 3).requires_grad_()
+    assert torch.autograd.gradcheck(node, x)
+    assert torch.autograd.gradgradcheck(node, x)
+    plain = ddn.DeclarativeNode(Curved())
+    t = randn(2, 3, seed=1)
+    torch.testing.assert_close(torch.func.jvp(node, (x,), (t,))[1], torch.func.jvp(plain, (x,), (t,))[1])
+    stacked = randn(5, 2, 3, seed=2)
+    torch.testing.assert_close(torch.func.vmap(node)(stacked), torch.func.vmap(plain)(stacked))
+    jacobians = (torch.func.jacrev(lambda x, each=each: each(x).sum(0))(x) for each in (node, plain))
+    torch.testing.assert_close(*jacobians)
+
+
+def test_a_poisoned_item_harms_no_other(replayed):
+    x = randn(6, 5)
+    node = ddn.DeclarativeNode(Curved(), compile=True, on_failure="ignore")
+    for _ in range(3):
+        alone = x.clone().requires_grad_()
+        y = node(alone)
+        (expected,) = torch.autograd.grad(y.square().sum(), alone)
+    bad = x.clone()
+    bad[2] = torch.nan
+    bad.requires_grad_()
+    solution = node.solve(bad)
+    others = [0, 1, 3, 4, 5]
+    assert solution.status[2] == ddn.Status.NON_FINITE
+    torch.testing.assert_close(solution.y[others], y[others])
+    (grad,) = torch.autograd.grad(solution.y[others].square().sum(), bad)
+    torch.testing.assert_close(grad[others], expected[others])
+    assert (grad[2] == 0).all()
+
+
+def test_items_that_are_not_solved_have_the_status_of_the_eager_node(replayed):
+    class Apart(ddn.Problem):
+        """Infeasible for x > 1."""
+
+        def objective(self, y, x):
+            return (y - x).square().sum()
+
+        def inequality(self, y, x):
+            return torch.cat([y.square() - 1, x[:1] + 0.5 - y])
+
+        def initial(self, x):
+            return torch.zeros_like(x)
+
+    x = torch.tensor([[0.0], [3.0], [-1.0], [0.4]], dtype=D)
+    plain, compiled = (ddn.DeclarativeNode(Apart(), compile=c, on_failure="ignore") for c in (False, True))
+    for _ in range(2):
+        assert torch.equal(compiled.solve(x).status, plain.solve(x).status)
+        assert compiled.solve(x).status[1] == ddn.Status.INFEASIBLE
+
+
+def test_a_changed_number_changes_the_answer(replayed):
+    radius = 1.0
+
+    def ball(y, x):
+        return y.square().sum() - radius**2
+
+    problem = ddn.Problem.from_functions(lambda y, x: (y - x).square().sum(), ball, initial=lambda x: x)
+    node = ddn.DeclarativeNode(problem, compile=True)
+    x = torch.tensor([[3.0, 4.0]], dtype=D)
+    torch.testing.assert_close(node(x).norm(), torch.tensor(1.0, dtype=D))
+    radius = 2.0
+    torch.testing.assert_close(node(x).norm(), torch.tensor(2.0, dtype=D))
+    made = len(replayed)
+    radius = 1.0
+    torch.testing.assert_close(node(x).norm(), torch.tensor(1.0, dtype=D))
+    assert len(replayed) == made, "what was made is found again"
+
+
+GLOBAL = 1.0
+
+
+class NamesGlobal(ddn.Problem):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0, dtype=D))
+        self.register_buffer("shift", torch.tensor(0.0, dtype=D))
+        self.power = 2
+
+    def objective(self, y, x):
+        return self.weight * (y - x - self.shift).pow(self.power).sum() + self.penalty(y)
+
+    def penalty(self, y):
+        return GLOBAL * y.square().sum()
+
+    def initial(self, x):
+        return torch.zeros_like(x)
+
+
+def test_whatever_a_problem_names_may_change(replayed, monkeypatch):
+    problem = NamesGlobal()
+    plain, compiled = ddn.DeclarativeNode(problem), ddn.DeclarativeNode(problem, compile=True)
+    x = randn(3, 2)
+
+    def check() -> list[Tensor]:
+        ys = [node(x) for node in (compiled, plain)]
+        torch.testing.assert_close(*ys)
+        grads = [torch.autograd.grad(y.square().sum(), problem.weight)[0] for y in ys]
+        torch.testing.assert_close(*grads)
+        return ys
+
+    before = check()[0]
+    made = len(replayed)
+    with torch.no_grad():
+        problem.weight.mul_(3.0)
+    assert not torch.allclose(check()[0], before)
+    assert len(replayed) == made, "parameters are arguments"
+    problem.shift.add_(1.0)
+    check()
+    problem.shift = torch.tensor(-1.0, dtype=D)
+    check()
+    monkeypatch.setitem(globals(), "GLOBAL", 0.1)
+    check()
+    problem.power = 4
+    check()
+
+
+def test_every_shape_and_dtype_has_kernels_of_its_own(replayed):
+    node, plain = ddn.DeclarativeNode(Curved(), compile=True), ddn.DeclarativeNode(Curved())
+    for shape in ((3, 4), (2, 4), (3, 6), (1, 4), (0, 4)):
+        torch.testing.assert_close(node(randn(*shape)), plain(randn(*shape)))
+    x = randn(3, 4, dtype=torch.float32)
+    assert node(x).dtype == torch.float32
+    strided = randn(4, 3).T
+    torch.testing.assert_close(node(strided), plain(strided))
+
+
+def test_too_many_shapes_run_without_kernels(replayed, monkeypatch):
+    monkeypatch.setattr(kernels, "_MOST", 4)
+    node, plain = ddn.DeclarativeNode(Curved(), compile=True), ddn.DeclarativeNode(Curved())
+    with pytest.warns(ddn.CompileWarning, match="have changed 4 times"):
+        node(randn(2, 3))
+    assert len(node._kernels) == 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(node(randn(3, 4)), plain(randn(3, 4)))
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(replayed):
+    class Branches(ddn.Problem):
+        batched = True
+
+        def objective(self, y, x):
+            scale = 2.0 if bool((x > 0).all()) else 1.0
+            return (scale * y - x).square().sum(1)
+
+        def initial(self, x):
+            return torch.zeros_like(x)
+
+    node = ddn.DeclarativeNode(Branches(), compile=True)
+    x = torch.ones(2, 3, dtype=D, requires_grad=True)
+    with pytest.warns(ddn.CompileWarning, match="cannot be recorded"):
+        y = node(x)
+    torch.testing.assert_close(y, x / 2)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], torch.full_like(x, 0.5))
+
+
+def test_an_error_of_a_function_is_the_users_own(replayed):
+    class Wrong(ddn.Problem):
+        def objective(self, y, x):
+            return y.sum() + torch.ones(3, dtype=D) @ torch.ones(4, dtype=D)
+
+        def initial(self, x):
+            return torch.zeros_like(x)
+
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        ddn.DeclarativeNode(Wrong(), compile=True)(randn(2, 3))
+
+
+def test_copies_and_files_of_a_compiled_node_begin_anew(replayed):
+    node = ddn.DeclarativeNode(Curved(), compile=True)
+    x = randn(2, 3)
+    y = node(x)
+    assert len(node._kernels)
+    for other in (copy.deepcopy(node), pickle.loads(pickle.dumps(node))):
+        assert not len(other._kernels)
+        torch.testing.assert_close(other(x), y)
+    assert "compile=True" in repr(node)
+    assert "compile" not in repr(ddn.DeclarativeNode(Curved()))
+
+
+def test_diagnostics_tell_the_same_of_a_compiled_node(replayed):
+    records = {}
+    for compiled in (False, True):
+        node = ddn.DeclarativeNode(Curved(), compile=compiled)
+        for _ in range(2):
+            with ddn.diagnostics() as seen:
+                x = randn(3, 4).requires_grad_()
+                node(x).square().sum().backward()
+        records[compiled] = [dataclasses.replace(record, seconds=0.0, residual=0.0) for record in seen.records]
+    assert records[True] == records[False]
+
+
+def test_a_wrong_word_is_refused():
+    with pytest.raises(ddn.InvalidInputError, match=r"compile=.*must be True or False, got 'yes'"):
+        ddn.DeclarativeNode(Curved(), compile="yes")
+
+
+def test_a_fingerprint_is_one_of_values_and_not_of_places():
+    def make(factor, *, power=2):
+        return lambda y: factor * y**power
+
+    assert fingerprint(make(2.0))[0] == fingerprint(make(2.0))[0]
+    assert fingerprint(make(2.0))[0] != fingerprint(make(2))[0]
+    assert fingerprint(make(2.0))[0] != fingerprint(make(2.0, power=3))[0]
+    a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    # Live tensors are arguments: which is which matters, their numbers do not.
+    assert fingerprint((a, b, a))[0] == fingerprint((b, a, b))[0] != fingerprint((a, b, b))[0]
+    constant = torch.ones(2)
+    before = fingerprint([constant])[0]
+    constant += 1
+    assert fingerprint([constant])[0] != before
