@@ -103,10 +103,10 @@ class Case(NamedTuple):
     read: Callable[..., Tensor] = lambda y, x: y
     ready: Callable[..., Tensor] | None = None
 
-    def node(self, **options: Any) -> Callable[[], Tensor]:
+    def node(self, compile: bool = False, **options: Any) -> Callable[[], Tensor]:
         """The backward pass of the node with these options of the adjoint: the gradient in the first input."""
         x, *others = (tensor.detach().requires_grad_() for tensor in self.inputs[:-1])
-        node = ddn.DeclarativeNode(self.problem, adjoint=ddn.Implicit(**options))
+        node = ddn.DeclarativeNode(self.problem, adjoint=ddn.Implicit(**options), compile=compile)
         y = self.read(node(x, *others, self.inputs[-1]), x)
         v = torch.randn(y.shape, dtype=D, generator=torch.Generator().manual_seed(1))
         return lambda: torch.autograd.grad(y, (x, *others), v, retain_graph=True)[0]

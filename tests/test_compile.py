@@ -61,6 +61,7 @@ CASES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[Tensor,
     "robust_pool quadratic": (lambda x: robust_pool(x, "quadratic"), (X,)),
     "robust_pool huber": (lambda x, a: robust_pool(x, "huber", a), (X, SCALES)),
     "robust_pool welsch": (lambda x, a, w: robust_pool(x, "welsch", a, weights=w), (X, SCALES, WEIGHTS)),
+    "robust_pool by kernels": (lambda x, a: robust_pool(x, "huber", a, compile=True), (X, SCALES)),
     "robust_pool over two axes": (lambda x: robust_pool(x, "huber", 0.7, (0, 2), keepdim=True), (POINTS,)),
     "robust_pool solution": (pooled_with_its_objective, (X, SCALES)),
     "robust_vector_pool quadratic": (lambda x: robust_vector_pool(x, "quadratic"), (POINTS,)),
@@ -456,7 +457,7 @@ def test_penalties_of_a_user_are_told_apart():
 
 
 def test_names_tell_things_apart_and_are_the_same_in_every_process():
-    assert _operations.name(ScalarPooling(penalties.Huber())) == "ScalarPooling(penalty=Huber())"
+    assert _operations.name(ScalarPooling(penalties.Huber())) == "ScalarPooling(penalty=Huber(), compile=False)"
     assert _operations.name(LpSphere(3.0)) != _operations.name(LpSphere(1.5))
 
     @dataclasses.dataclass(frozen=True)

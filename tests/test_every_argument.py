@@ -62,7 +62,10 @@ TABLE = {
     ),
     ddn.root: (with_inputs(ddn.root, "F", lambda y, x: y - x), {"F": FUNCTION, **CALL}),
     ddn.fixed_point: (with_inputs(ddn.fixed_point, "T", lambda y, x: 0.5 * x), {"T": FUNCTION, **CALL}),
-    ddn.DeclarativeNode: (call(ddn.DeclarativeNode, problem=Sphere()), {"problem": (Sphere, "object"), **NODE}),
+    ddn.DeclarativeNode: (
+        call(ddn.DeclarativeNode, problem=Sphere()),
+        {"problem": (Sphere, "object"), "compile": ("yes", "compile"), **NODE},
+    ),
     ddn.Problem.from_functions: (
         lambda **c: ddn.DeclarativeNode(ddn.Problem.from_functions(**{"objective": square, "initial": START, **c}))(X),
         {

@@ -38,6 +38,7 @@ def convex(**changes):
 
 
 FAILURE = {"on_failure": ("explode", POLICY)}
+KERNELS = {"compile": ("yes", "compile")}
 FLAG = {"solution": ("yes", "solution")}
 AXES = {"dim": (7, "dim"), "keepdim": ("yes", "keepdim")}
 POOL = {"penalty": ("l1", "'l1'"), "alpha": (-1.0, "alpha"), **FAILURE}
@@ -146,7 +147,7 @@ CENTER = {
 READY_NODES = {
     functional.robust_pool: (
         call(functional.robust_pool, x=X),
-        {"x": (3, "robust_pool(x=...)"), **POOL, **AXES, **COUNTS, **FLAG},
+        {"x": (3, "robust_pool(x=...)"), **POOL, **AXES, **COUNTS, **KERNELS, **FLAG},
     ),
     functional.robust_vector_pool: (
         call(functional.robust_vector_pool, points=X),
@@ -242,8 +243,8 @@ READY_NODES = {
         call(functional.analytic_center, G=EYE, h=ONES),
         {**CENTER, "h": (ONES[:2], "(h=...)` must have shape"), "b": (ONES, "(A=...)` is missing"), **FLAG},
     ),
-    nn.RobustPool: (module(nn.RobustPool, X), {**POOL_MODULE, **AXES}),
-    nn.RobustPool2d: (module(nn.RobustPool2d, IMAGE), {**POOL_MODULE, **WINDOW}),
+    nn.RobustPool: (module(nn.RobustPool, X), {**POOL_MODULE, **AXES, **KERNELS}),
+    nn.RobustPool2d: (module(nn.RobustPool2d, IMAGE), {**POOL_MODULE, **WINDOW, **KERNELS}),
     nn.RobustVectorPool: (module(nn.RobustVectorPool, X), POOL_MODULE),
     nn.RobustVectorPool2d: (module(nn.RobustVectorPool2d, IMAGE), {**POOL_MODULE, **WINDOW}),
     nn.ProjectSphere: (module(nn.ProjectSphere, X), BALL_MODULE),

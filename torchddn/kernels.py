@@ -12,7 +12,7 @@ on (:func:`torchddn.capture.fingerprint`) belongs into the name under which it i
 
 import threading
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -29,41 +29,62 @@ _Thing = TypeVar("_Thing")
 # Compiling takes seconds. Who needs more kernels than that has shapes or numbers that change from call to call.
 _MOST = 64
 
+_MISSING: Any = object()
+
 # Calls that replay what was recorded: a function that is called a few times only is not worth the compiler's seconds.
 _REPLAYS = 8
 
-# With fewer operations a call of the kernel costs as much as they do.
-_LEAST = 12
-
 
 class Kernels:
-    """The kernels of one node. A copy of it begins with none."""
+    """The kernels of one node. A copy of it begins with none.
 
-    def __init__(self) -> None:
+    Args:
+        call: What was asked to be compiled; it opens messages.
+        least: A function of fewer operations is recorded only.
+    """
+
+    def __init__(self, call: str, least: int = 12) -> None:
+        self._call, self._least = call, least
         self._known: dict[Hashable, Any] = {}
+        self._states: dict[Hashable, tuple[int, Sequence[Any]]] = {}
         self._lock = threading.RLock()
         self._has_warned = False
 
-    def __reduce__(self) -> tuple[type["Kernels"], tuple[()]]:
-        return Kernels, ()
+    def __reduce__(self) -> tuple[type["Kernels"], tuple[str, int]]:
+        return Kernels, (self._call, self._least)
 
     def __len__(self) -> int:
         """How many kernels and facts there are."""
         return len(self._known)
 
-    def recall(self, key: Hashable, kept: Sequence[Any], make: Callable[[], _Thing]) -> _Thing:
-        """What ``make`` returned when it was first asked under that ``key``; ``kept`` stays alive with it."""
-        known = self._known.get(key)
+    def bind(self, state: Hashable, kept: Sequence[Any] = ()) -> "BoundKernels | None":
+        """The kernels of functions with that ``state``, which may know objects by identity: ``kept`` stays alive.
+
+        None if there are too many states.
+        """
+        known = self._states.get(state)
         if known is None:
             with self._lock:
-                known = self._known.get(key)
-                if known is None:
-                    known = make(), kept
+                if len(self._states) >= _MOST:
+                    self._warn_of_many()
+                    return None
+                known = self._states.setdefault(state, (len(self._states), kept))
+        # A number in place of the state, which may be long to hash.
+        return BoundKernels(self, known[0])
+
+    def recall(self, key: Hashable, make: Callable[[], _Thing]) -> _Thing:
+        """What ``make`` returned when it was first asked under that ``key``."""
+        known = self._known.get(key, _MISSING)
+        if known is _MISSING:
+            with self._lock:
+                known = self._known.get(key, _MISSING)
+                if known is _MISSING:
+                    known = make()
                     if len(self._known) < _MOST:
                         self._known[key] = known
                     else:
-                        self.warn(f"shapes or constants have changed {_MOST} times: what is new runs without")
-        return known[0]
+                        self._warn_of_many()
+        return known
 
     def make(self, function: Function, tensors: Sequence[Tensor]) -> Function:
         """The kernel; ``function`` itself if it cannot be recorded or there are too many."""
@@ -73,31 +94,53 @@ class Kernels:
             graph = make_fx(function)(*tensors)
         except Exception as error:  # of any kind: whatever functions of a user do that cannot be recorded
             function(*tensors)  # raises what is not the recorder's fault
-            self.warn(f"a function cannot be recorded, {type(error).__name__}: {error}")
+            self._warn(f"a function cannot be recorded, {type(error).__name__}: {error}")
             return function
-        return graph if len(graph.graph.nodes) - len(tensors) < _LEAST else _Kernel(graph)
+        return graph if len(graph.graph.nodes) - len(tensors) < self._least else _Kernel(graph)
 
-    def warn(self, reason: str) -> None:
+    def _warn_of_many(self) -> None:
+        self._warn(f"shapes or constants have changed {_MOST} times: what is new runs without")
+
+    def _warn(self, reason: str) -> None:
         """Says once why there are no kernels."""
         if not self._has_warned:
             self._has_warned = True
-            warnings.warn(f"`DeclarativeNode(compile=True)`: {reason}.", CompileWarning, stacklevel=2)
+            warnings.warn(f"`{self._call}(compile=True)`: {reason}.", CompileWarning, stacklevel=2)
 
 
 class BoundKernels(NamedTuple):
     """The kernels of a node for functions of one state."""
 
     kernels: Kernels
-    state: Hashable
-    kept: Sequence[Any]
+    state: int
 
-    def make(self, function: Function, tensors: Sequence[Tensor]) -> Function:
-        """As :meth:`Kernels.make`."""
-        return self.kernels.make(function, tensors)
+    def call(self, key: Hashable, function: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """What ``function(*args)`` returns, by the kernel for that ``key`` and arguments of that kind.
+
+        Arguments and results are trees of tuples, lists and named tuples, with tensors, None, numbers and flags, which
+        choose the kernel. What is returned has no graph.
+        """
+        tensors: list[Tensor] = []
+        given = _take_apart(tuple(args), tensors)
+        tensors = [t.detach().contiguous() if t.requires_grad or not t.is_contiguous() else t for t in tensors]
+
+        def make() -> tuple[Function, list[Any]]:
+            made: list[Any] = [None]
+
+            def flat(*tensors: Tensor) -> list[Tensor]:
+                outputs: list[Tensor] = []
+                made[0] = _take_apart(function(*_put_together(given, iter(tensors))), outputs)
+                return outputs
+
+            return self.kernels.make(flat, tensors), made
+
+        kernel, made = self.recall((key, given), make)
+        outputs = kernel(*tensors)
+        return _put_together(made[0], iter(outputs))
 
     def recall(self, key: Hashable, make: Callable[[], _Thing]) -> _Thing:
         """What ``make`` returned when it was first asked under that ``key``."""
-        return self.kernels.recall((self.state, key), self.kept, make)
+        return self.kernels.recall((self.state, key), make)
 
 
 class _Kernel:
@@ -132,3 +175,32 @@ def _compile(graph: torch.fx.GraphModule, tensors: Sequence[Tensor]) -> Function
     except Exception:  # no compiler, or one that does not know an operation
         return graph
     return kernel
+
+
+class _Place(NamedTuple):
+    """Where a tensor was."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _take_apart(thing: Any, tensors: list[Tensor]) -> Any:
+    """The tree with a place for each tensor, which is hashable; the tensors are appended to ``tensors``."""
+    if isinstance(thing, Tensor):
+        tensors.append(thing)
+        return _Place(thing.shape, thing.dtype, thing.device)
+    if isinstance(thing, tuple | list):
+        return type(thing), tuple(_take_apart(part, tensors) for part in thing)
+    return thing
+
+
+def _put_together(made: Any, tensors: Iterator[Tensor]) -> Any:
+    """The tree again, with the next of ``tensors`` at each place."""
+    if isinstance(made, _Place):
+        return next(tensors)
+    if isinstance(made, tuple):
+        kind, parts = made
+        parts = [_put_together(part, tensors) for part in parts]
+        return kind(parts) if kind in (tuple, list) else kind(*parts)
+    return made

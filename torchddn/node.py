@@ -93,7 +93,7 @@ class DeclarativeNode(nn.Module):
         self.on_failure = on_failure
         if not isinstance(compile, bool):
             raise InvalidInputError(f"`DeclarativeNode(compile=...)` must be True or False, got {compile!r}.")
-        self._kernels = Kernels() if compile else None
+        self._kernels = Kernels("DeclarativeNode") if compile else None
 
     @uncompiled
     def forward(self, *x: Any) -> Any:

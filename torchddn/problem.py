@@ -484,9 +484,9 @@ def bind(
     return batched, (*leaves, *captured)
 
 
-def _bind_kernels(kernels: Kernels, problem: Problem, spec: pytree.TreeSpec) -> BoundKernels:
+def _bind_kernels(kernels: Kernels, problem: Problem, spec: pytree.TreeSpec) -> BoundKernels | None:
     # What the methods name and close over counts too, and they belong to the classes.
     classes = [cls for cls in type(problem).__mro__ if issubclass(cls, Problem)]
     methods = [thing for cls in classes for thing in vars(cls).values() if isinstance(thing, types.FunctionType)]
     state, kept = fingerprint((problem, methods))
-    return BoundKernels(kernels, (state, spec, torch.get_default_dtype()), kept)
+    return kernels.bind((state, spec, torch.get_default_dtype()), kept)

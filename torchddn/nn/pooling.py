@@ -27,6 +27,7 @@ class RobustPool(nn.Module):
         keepdim: As of the function.
         learnable_alpha: Whether alpha is a parameter, kept positive as the exponential of one.
         on_failure: As of the function.
+        compile: As of the function.
 
     Example:
         >>> import torch
@@ -43,22 +44,24 @@ class RobustPool(nn.Module):
         *,
         learnable_alpha: bool = False,
         on_failure: str = "warn",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.penalty = penalties.get(penalty, "RobustPool")
         self.scale = Scale("RobustPool", "alpha", alpha, learnable_alpha)
         check_flag("RobustPool", "keepdim", keepdim)
         check_failure_policy("RobustPool", on_failure)
-        self.dim, self.keepdim, self.on_failure = dim, keepdim, on_failure
+        check_flag("RobustPool", "compile", compile)
+        self.dim, self.keepdim, self.on_failure, self.compiled = dim, keepdim, on_failure, compile
 
     def forward(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Args as of the function."""
-        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure}
+        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure, "compile": self.compiled}
         return robust_pool(x, self.penalty, self.scale(), self.dim, self.keepdim, **given)
 
     def solve(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Solution:
         """What ``forward`` returns, with everything that is known about it."""
-        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure}
+        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure, "compile": self.compiled}
         return robust_pool(x, self.penalty, self.scale(), self.dim, self.keepdim, **given, solution=True)
 
     def extra_repr(self) -> str:
@@ -79,6 +82,7 @@ class RobustPool2d(nn.Module):
         padding: Zeros on each side, a number or a pair; at most half of ``kernel_size``.
         learnable_alpha: Whether alpha is a parameter, kept positive as the exponential of one.
         on_failure: As of :func:`torchddn.functional.robust_pool`.
+        compile: As of :func:`torchddn.functional.robust_pool`.
 
     Example:
         >>> import torch
@@ -96,13 +100,15 @@ class RobustPool2d(nn.Module):
         *,
         learnable_alpha: bool = False,
         on_failure: str = "warn",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.penalty = penalties.get(penalty, "RobustPool2d")
         self.scale = Scale("RobustPool2d", "alpha", alpha, learnable_alpha)
         self.windows = _Windows("RobustPool2d", kernel_size, stride, padding)
         check_failure_policy("RobustPool2d", on_failure)
-        self.on_failure = on_failure
+        check_flag("RobustPool2d", "compile", compile)
+        self.on_failure, self.compiled = on_failure, compile
 
     def forward(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """``weights`` and ``mask`` as of the function, broadcastable to ``x``; padding counts as any other number."""
@@ -118,7 +124,7 @@ class RobustPool2d(nn.Module):
             name: None if t is None else self.windows.of_points(name, t, x.shape)
             for name, t in (("weights", weights), ("mask", mask))
         }
-        return {**cut, "on_failure": self.on_failure}
+        return {**cut, "on_failure": self.on_failure, "compile": self.compiled}
 
     def _alpha(self) -> float | Tensor:
         alpha = self.scale()

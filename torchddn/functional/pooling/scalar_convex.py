@@ -18,6 +18,7 @@ from torchddn.functional.nodes.blocks import blocks, part, sorted_rows
 from torchddn.functional.nodes.found import Found
 from torchddn.functional.pooling.bracket import find_root
 from torchddn.functional.pooling.descent import NOISE
+from torchddn.functional.pooling.kernel import as_tensor, kernel, suits
 from torchddn.penalties import Huber, Penalty, TruncatedQuadratic, Welsch
 
 __all__ = ["curvature_", "solve_convex", "solve_huber"]
@@ -37,14 +38,20 @@ class _Sums(NamedTuple):
 
 
 def solve_convex(
-    penalty: Penalty, x: Tensor, alpha: float | Tensor, c: Tensor | None, low: Tensor, high: Tensor
+    penalty: Penalty,
+    x: Tensor,
+    alpha: float | Tensor,
+    c: Tensor | None,
+    low: Tensor,
+    high: Tensor,
+    compile: bool = False,
 ) -> Found:
     """The root of ``f_y`` for each row; ``alpha`` is a number or ``(R, 1)``, ``c`` as ``x``, ``low`` its least."""
-    return _solve(penalty, x, alpha, c, low, high)[0]
+    return _solve(penalty, x, alpha, c, low, high, compile)[0]
 
 
 def _solve(
-    penalty: Penalty, x: Tensor, alpha: float | Tensor, c: Tensor | None, low: Tensor, high: Tensor
+    penalty: Penalty, x: Tensor, alpha: float | Tensor, c: Tensor | None, low: Tensor, high: Tensor, compile: bool
 ) -> tuple[Found, Tensor]:
     """What was found, and the lower bound of ``sum_i c_i |phi'|`` there, infinite if not known, ``(R,)``."""
     total = x.new_full((len(x), 1), x.shape[1]) if c is None else c.sum(dim=1, keepdim=True)
@@ -58,7 +65,10 @@ def _solve(
         if not running.numel():
             break
         u, scale = y[running], part(alpha, running)
-        f_y, f_yy, pull = _sums(penalty, x, u, alpha, c, running if len(running) < len(x) else None)
+        if compile and suits(len(running), x):
+            f_y, f_yy, pull = (t[running] for t in kernel(_sums_of_rows, penalty, x, y, as_tensor(alpha, x), c))
+        else:
+            f_y, f_yy, pull = _sums(penalty, x, u, alpha, c, running if len(running) < len(x) else None)
         step = f_y / f_yy
         rounding = _rounding(pull, f_yy, u, scale)
         left = (
@@ -80,14 +90,20 @@ def _solve(
 
 
 def solve_huber(
-    penalty: Penalty, x: Tensor, alpha: float | Tensor, c: Tensor | None, low: Tensor, high: Tensor
+    penalty: Penalty,
+    x: Tensor,
+    alpha: float | Tensor,
+    c: Tensor | None,
+    low: Tensor,
+    high: Tensor,
+    compile: bool = False,
 ) -> Found:
     """As any convex penalty, but where every y between two points is a minimizer, the midpoint of these y.
 
     ``f`` is constant where no point is an inlier and as much weight lies below as above: between the two middle points,
     ``alpha`` away from both. Newton may end anywhere there; the middle points are then its two neighbors.
     """
-    found, size = _solve(penalty, x, alpha, c, low, high)
+    found, size = _solve(penalty, x, alpha, c, low, high, compile)
     # A point well within alpha, which is the rule, makes the minimizer unique; it has |phi'| < alpha.
     total = x.new_tensor(float(x.shape[1])) if c is None else c.sum(dim=1)
     share = 1 - max(1e-3 / x.shape[1], 32 * torch.finfo(x.dtype).eps)
@@ -126,10 +142,14 @@ def _sums(
     """At y, for the rows named or for all; a block at a time, each pass over data in the cache."""
     f_y, f_yy, size = torch.empty_like(y), torch.empty_like(y), torch.empty_like(y)
     for at, some in blocks(len(y), x, rows):
-        sums = _huber_sums if isinstance(penalty, Huber) else _pseudo_huber_sums
         weights = None if c is None else c[some]
-        f_y[at], f_yy[at], size[at] = sums(y[at] - x[some], part(alpha, some), weights)
+        f_y[at], f_yy[at], size[at] = _sums_of_rows(penalty, x[some], y[at], part(alpha, some), weights)
     return _Sums(f_y, f_yy, size)
+
+
+def _sums_of_rows(penalty: Penalty, x: Tensor, y: Tensor, alpha: float | Tensor, c: Tensor | None) -> _Sums:
+    sums = _huber_sums if isinstance(penalty, Huber) else _pseudo_huber_sums
+    return _Sums(*sums(y - x, alpha, c))
 
 
 def _rounding(size: Tensor, f_yy: Tensor, y: Tensor, alpha: float | Tensor) -> Tensor:

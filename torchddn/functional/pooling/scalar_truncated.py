@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchddn.functional.nodes.blocks import blocks, sorted_rows
+from torchddn.functional.nodes.blocks import blocks, places_in, sorted_rows
 from torchddn.functional.nodes.found import Found
 from torchddn.functional.pooling.descent import NOISE
 
@@ -124,8 +124,8 @@ def _among_promising(x: Tensor, alpha: Tensor, c: Tensor | None) -> Tensor:
     lost_row, lost = _expand(row, inner, left)
     taken_row, taken = _expand(row, right, beyond)
     line = _side_by_side(x)
-    until = torch.searchsorted(line, line.index_select(0, lost_row * n + lost) + 2, right=True) - lost_row * n
-    since = torch.searchsorted(line, line.index_select(0, taken_row * n + taken) - 2) - taken_row * n
+    until = places_in(line, line.index_select(0, lost_row * n + lost) + 2, right=True) - lost_row * n
+    since = places_in(line, line.index_select(0, taken_row * n + taken) - 2) - taken_row * n
     rows = torch.cat([row, lost_row, taken_row])
     start, stop = torch.cat([inner, lost + 1, since]), torch.cat([right, until, taken + 1])
     gain, mean = sums.gain(rows, start, stop)

@@ -24,6 +24,7 @@ from torch import Tensor
 from torchddn.functional.nodes.blocks import blocks
 from torchddn.functional.nodes.found import Found
 from torchddn.functional.pooling.descent import NOISE, Local, descend
+from torchddn.functional.pooling.kernel import kernel, suits
 from torchddn.penalties import Welsch
 from torchddn.status import Status
 
@@ -43,6 +44,9 @@ _FAR = 512
 _LEAST_POINTS = 64
 _MARGIN = 7 * _CELLS
 
+# With kernels, the number of cells is a multiple of this, so that few numbers occur.
+_STEP = 64
+
 # A density that is lower than the best by this share is not that of a maximizer; both searches prove it.
 _SHARE = 1 / 2048
 
@@ -57,7 +61,7 @@ class _Tops(NamedTuple):
     y: Tensor
 
 
-def solve_welsch(x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, high: Tensor) -> Found:
+def solve_welsch(x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, high: Tensor, compile: bool = False) -> Found:
     """The global minimizer for each row; ``alpha`` is ``(R, 1)``, ``c`` as ``x``, ``low`` its least number."""
     extent = (high - low) / alpha.squeeze(1)
     many = x.shape[1] >= _LEAST_POINTS
@@ -73,20 +77,25 @@ def solve_welsch(x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, high: 
     tops = []
     for chosen, margin in ((near, 0), (far, _MARGIN)):
         if bool(chosen.any()):
-            table = _expansion(int(_CELLS * torch.where(chosen, width, 0).amax().item()) + 2, margin, x)
+            num_tops = int(_CELLS * torch.where(chosen, width, 0).amax().item()) + 2
+            at_once = compile and bool(chosen.all())
+            table = _expansion(-(-num_tops // _STEP) * _STEP if at_once else num_tops, margin, x)
             start = (low + alpha.squeeze(1) * first).unsqueeze(1)
-            for rows, x_part, alpha_part, c_part in _by_rows(x, alpha, c, chosen):
-                tops.append(_of_rows(rows, _tops(x_part, alpha_part, c_part, start[rows], table, margin), x))
+            for rows, x_part, alpha_part, c_part in _by_rows(x, alpha, c, chosen, at_once):
+                tops.append(_of_rows(rows, _tops(x_part, alpha_part, c_part, start[rows], table, margin, at_once), x))
     rest = ~(near | far)
     for rows, x_part, alpha_part, c_part in _by_rows(x, alpha, c, rest):
         tops.append(_of_rows(rows, _branches(x_part, alpha_part, c_part), x))
-    return _climb(x, alpha, c, _Tops(*(torch.cat(part) for part in zip(*tops, strict=True))))
+    return _climb(x, alpha, c, _Tops(*(torch.cat(part) for part in zip(*tops, strict=True))), compile)
 
 
 def _by_rows(
-    x: Tensor, alpha: Tensor, c: Tensor | None, chosen: Tensor
+    x: Tensor, alpha: Tensor, c: Tensor | None, chosen: Tensor, at_once: bool = False
 ) -> Iterator[tuple[slice | Tensor, Tensor, Tensor, Tensor | None]]:
-    """The rows chosen, a block of them at a time: which, and their x, alpha and c."""
+    """The rows chosen, a block of them at a time, or all at once: which, and their x, alpha and c."""
+    if at_once:
+        yield slice(None), x, alpha, c
+        return
     rows = None if bool(chosen.all()) else chosen.nonzero().squeeze(1)
     for _, some in blocks(len(x) if rows is None else len(rows), x, rows):
         yield some, x[some], alpha[some], None if c is None else c[some]
@@ -114,20 +123,37 @@ def _reach(x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, num_cells: i
     return first.to(x.dtype), (num_cells - alive.flip(1).argmax(dim=1) - first).to(x.dtype)
 
 
-def _tops(x: Tensor, alpha: Tensor, c: Tensor | None, start: Tensor, table: Tensor, margin: int) -> _Tops:
-    r"""The best points of cells of width ``1/16``, in units of alpha, by the moments of the points in each.
+def _tops(
+    x: Tensor, alpha: Tensor, c: Tensor | None, start: Tensor, table: Tensor, margin: int, compile: bool
+) -> _Tops:
+    r"""Where D is largest at centers of cells of width ``1/16``, in units of alpha, by moments of the points in each.
 
-    With a point at distance o from the center b of its cell, and y at distance s from the center u of another, e(t) is
-    expanded at ``d = u - b`` to the second order in o and in s. With ``|o|, |s| <= 1/32``, what is left out is less
-    than ``2 |e'''| / (6 * 32^3) + |e''''| / (24 * 16^4) < 1.6e-5``, and falls quickly for ``|d| > 3``. Since a cell of
-    width one holds at most ``e^(1/8) max D`` of the weight, these errors sum to less than ``max D / 4096``.
+    With a point at distance o from the center b of its cell, ``|o| <= 1/32``, e(t) is expanded at the distance
+    ``d = u - b`` of a center u to the second order in o. What is left out is less than
+    ``|e'''| / (6 * 32^3) < 7.1e-6``, and falls quickly for ``|d| > 3``. Since a cell of width one holds at most
+    ``e^(1/8) max D`` of the weight, these errors sum to less than ``max D / 4096``. A maximizer is within 1/32 of a
+    center, where by (1) of :func:`_branches` D is at most 1/2048 lower; so centers that fall behind the best one by
+    more than twice that are not those of a maximizer.
 
     The cells of y begin at ``start``, those of points ``margin`` cells earlier, and they end as many later. Points
     beyond have no influence worth mentioning; without a margin there are none.
     """
-    num_cells, num_tops = len(table) // 3, table.shape[1] // 3
-    h = 1 / _CELLS
-    cell = (x - (start - margin * h * alpha)).mul_(_CELLS / alpha)
+    num_cells, h = len(table) // 3, 1 / _CELLS
+    given = x, alpha, c, start, num_cells, margin
+    D = (kernel(_moments, *given) if compile else _moments(*given)) @ table
+    before, after = torch.cat([D[:, :1], D[:, :-1]], dim=1), torch.cat([D[:, 1:], D[:, -1:]], dim=1)
+    peak = (D.amax(dim=1, keepdim=True) * (1 - 2 * _SHARE) <= D) & (after <= D)
+    peak[:, 1:] &= (before < D)[:, 1:]
+    row, u = peak.nonzero().unbind(1)
+    here, left, right = (t[row, u] for t in (D, before, after))
+    # The top of the parabola through three centers.
+    s = (0.5 * h * (right - left) / (2 * here - left - right)).nan_to_num_(0, 0, 0).clamp_(-h / 2, h / 2)
+    return _Tops(row, start[row, 0] + alpha[row, 0] * ((u + 0.5) * h + s))
+
+
+def _moments(x: Tensor, alpha: Tensor, c: Tensor | None, start: Tensor, num_cells: int, margin: int) -> Tensor:
+    """The sums of ``c``, ``c o`` and ``c o^2`` over the points of each cell, side by side, ``(R, 3 num_cells)``."""
+    cell = (x - (start - margin / _CELLS * alpha)).mul_(_CELLS / alpha)
     if margin:
         inside = ((cell >= 0) & (cell < num_cells)).to(x.dtype)
         c = inside if c is None else inside.mul_(c)
@@ -139,27 +165,16 @@ def _tops(x: Tensor, alpha: Tensor, c: Tensor | None, start: Tensor, table: Tens
     moments.scatter_add_(1, number, ones)
     moments.scatter_add_(1, number.add_(num_cells), o if c is None else o * c)
     moments.scatter_add_(1, number.add_(num_cells), o.square_() if c is None else o.square_().mul_(c))
-    D, D1, D2 = (moments @ table).split(num_tops, dim=1)
-    # The best s of the cell: the top of the parabola, or that end to which D rises.
-    s = torch.where(D2 < 0, -D1 / D2, torch.inf * D1.sign()).nan_to_num_(0).clamp_(-h / 2, h / 2)
-    top = D + s * (D1 + s * D2 / 2)
-    best = top.amax(dim=1, keepdim=True)
-    peak = top >= best * (1 - _SHARE)
-    peak[:, 1:] &= top[:, 1:] > top[:, :-1]
-    peak[:, :-1] &= top[:, :-1] >= top[:, 1:]
-    row, u = peak.nonzero().unbind(1)
-    return _Tops(row, start[row, 0] + alpha[row, 0] * ((u + 0.5) * h + s[row, u]))
+    return moments
 
 
 def _expansion(num_tops: int, margin: int, like: Tensor) -> Tensor:
-    """What takes the moments of all cells to D and its first two derivatives at centers, in units of alpha."""
+    """What takes the moments of all cells to D at centers, in units of alpha."""
     h = 1 / _CELLS
     center = torch.arange(num_tops + 2 * margin, device=like.device, dtype=torch.float64) * h
     d = center[margin : margin + num_tops] - center.unsqueeze(1)  # from the cell of the points, the row, to that of y
     e = torch.exp((-d * d / 2).clamp(min=_SMALLEST_EXPONENT))
-    e1, e2, e3, e4 = -d * e, (d * d - 1) * e, (3 - d * d) * d * e, ((d * d - 6) * d * d + 3) * e
-    zeroth, first, second = (torch.cat(t, dim=1) for t in ((e, e1, e2), (e1, e2, e3), (e2, e3, e4)))
-    return torch.cat([zeroth, -h * first, h * h / 2 * second]).to(like.dtype)
+    return torch.cat([e, h * d * e, h * h / 2 * (d * d - 1) * e]).to(like.dtype)
 
 
 def _branches(x: Tensor, alpha: Tensor, c: Tensor | None) -> _Tops:
@@ -183,7 +198,7 @@ def _branches(x: Tensor, alpha: Tensor, c: Tensor | None) -> _Tops:
     return _Tops(row[peak], center[peak])
 
 
-def _climb(x: Tensor, alpha: Tensor, c: Tensor | None, tops: _Tops) -> Found:
+def _climb(x: Tensor, alpha: Tensor, c: Tensor | None, tops: _Tops, compile: bool) -> Found:
     """The highest hill from these starts: by Newton's method alone, or safely where that does not prove itself."""
     row, y = tops
     total = x.new_full((len(x),), x.shape[1]) if c is None else c.sum(dim=1)
@@ -198,7 +213,10 @@ def _climb(x: Tensor, alpha: Tensor, c: Tensor | None, tops: _Tops) -> Found:
     for _ in range(_MAX_LOOKS):
         here = row[running]
         a, u = alpha[here, 0], y[running]
-        D_here, slope, curvature = _by_block(_sums, x, alpha, c, None if single and len(u) == len(x) else here, u)
+        if compile and single and suits(len(u), x):
+            D_here, slope, curvature = (t[running] for t in kernel(_sums, x, alpha, c, y.unsqueeze(1)))
+        else:
+            D_here, slope, curvature = _by_block(_sums, x, alpha, c, None if single and len(u) == len(x) else here, u)
         step = slope / curvature
         near = (curvature > 0) & (step.abs() <= 0.5)
         # The slope that is left after the step is at most half of 1.38 step^2 for each point.

@@ -1,0 +1,135 @@
+"""Robust pooling by kernels: that it is the same function, with whatever it is given."""
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor
+
+from torchddn import kernels, nn
+from torchddn.functional import robust_pool
+from torchddn.functional.pooling import kernel
+from torchddn.kernels import BoundKernels, Kernels
+from torchddn.status import Status
+
+PENALTIES = ("pseudo_huber", "huber", "welsch", "truncated_quadratic")
+D = torch.float64
+
+
+COMPILE = kernels._compile
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """No kernels yet; they are made at the first call, and replayed."""
+    monkeypatch.setattr(kernel, "_KERNELS", BoundKernels(Kernels("robust_pool", least=0), state=0))
+    monkeypatch.setattr(kernels, "_REPLAYS", 0)
+    monkeypatch.setattr(kernels, "_compile", lambda graph, tensors: graph)
+
+
+def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = D) -> Tensor:
+    """Normal, with a tenth of outliers."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, dtype=dtype, generator=generator)
+    return torch.where(torch.rand(*shape, generator=generator) < 0.1, 10 + x, x)
+
+
+def compare(x: Tensor, penalty: str, alpha: float | Tensor = 1.0, rtol: float = 1e-12, **given) -> None:
+    """Answers, and gradients in everything that has one."""
+    leaves = [t.clone().requires_grad_() for t in (x, alpha, given.get("weights")) if isinstance(t, Tensor)]
+    names = [n for n, t in (("x", x), ("alpha", alpha), ("weights", given.get("weights"))) if isinstance(t, Tensor)]
+    arguments = {"x": x, "alpha": alpha, **given} | dict(zip(names, leaves, strict=True))
+    found = [robust_pool(penalty=penalty, dim=-1, compile=c, solution=True, **arguments) for c in (False, True)]
+    assert torch.equal(found[0].status, found[1].status)
+    torch.testing.assert_close(found[1].y, found[0].y, rtol=rtol, atol=rtol, equal_nan=True)
+    v = torch.randn(found[0].y.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
+    v = torch.where(found[0].status == Status.CONVERGED, v, 0)
+    grads = [torch.autograd.grad((v * each.y.nan_to_num()).sum(), leaves, retain_graph=True) for each in found]
+    for expected, got in zip(*grads, strict=True):
+        torch.testing.assert_close(got, expected, rtol=100 * rtol, atol=100 * rtol)
+    # In x alone: cheaper formulas.
+    pulled = [torch.autograd.grad((v * each.y.nan_to_num()).sum(), leaves[0])[0] for each in found]
+    torch.testing.assert_close(pulled[1], pulled[0], rtol=100 * rtol, atol=100 * rtol)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("n", [1, 3, 40, 300, 1000])
+def test_kernels_pool_as_blocks_do(penalty, n):
+    compare(numbers(6, n), penalty)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_kernels_take_scales_weights_and_masks(penalty):
+    x = numbers(5, 200)
+    generator = torch.Generator().manual_seed(2)
+    scales = 0.5 + torch.rand(5, dtype=D, generator=generator)
+    weights = torch.rand(5, 200, dtype=D, generator=generator)
+    compare(x, penalty, scales, weights=weights, mask=torch.rand(5, 200, generator=generator) < 0.8)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_kernels_pool_in_single_precision(penalty):
+    compare(numbers(8, 600, dtype=torch.float32), penalty, rtol=2e-6)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_rows_that_are_not_finite_harm_no_other(penalty):
+    x = numbers(6, 100)
+    x[1, 3], x[4, 0] = torch.nan, torch.inf
+    compare(x, penalty, on_failure="ignore")
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_kernels_pool_at_every_scale(penalty):
+    for scale in (1e-12, 1e8):
+        compare(scale * numbers(4, 100), penalty, scale)
+    compare(torch.zeros(3, 80, dtype=D), penalty)
+    compare(1e6 + 1e-3 * numbers(3, 80), penalty, 1e-3, rtol=1e-9)
+
+
+def test_few_rows_that_need_more_looks_are_looked_at_alone():
+    x = numbers(64, 300)
+    x[7] = torch.linspace(-1e6, 1e6, 300, dtype=D)
+    compare(x, "pseudo_huber")
+    compare(x, "welsch")
+
+
+def test_a_number_does_not_choose_the_kernel(monkeypatch):
+    made = []
+    monkeypatch.setattr(kernels, "_compile", lambda graph, tensors: made.append(graph) or graph)
+    x = numbers(3, 50)
+    for alpha in (1.0, 1.1, 1.2):
+        y = robust_pool(x, "pseudo_huber", alpha, compile=True)
+        torch.testing.assert_close(y, robust_pool(x, "pseudo_huber", alpha))
+    assert len(made) == 1
+
+
+def test_higher_orders_and_transforms_run_without_kernels():
+    x = numbers(2, 6).requires_grad_()
+
+    def pool(x: Tensor) -> Tensor:
+        return robust_pool(x, "pseudo_huber", compile=True)
+
+    assert torch.autograd.gradcheck(pool, x)
+    assert torch.autograd.gradgradcheck(pool, x)
+    torch.testing.assert_close(torch.func.vmap(pool)(x), robust_pool(x, "pseudo_huber"))
+    torch.testing.assert_close(
+        torch.func.jacfwd(pool)(x.detach()), torch.func.jacrev(lambda x: robust_pool(x, "pseudo_huber"))(x.detach())
+    )
+
+
+def test_modules_hand_the_word_on():
+    x = numbers(2, 3, 4, 5)
+    for layer, plain in (
+        (nn.RobustPool("huber", dim=(1, 2), compile=True), nn.RobustPool("huber", dim=(1, 2))),
+        (nn.RobustPool2d("welsch", kernel_size=2, compile=True), nn.RobustPool2d("welsch", kernel_size=2)),
+    ):
+        torch.testing.assert_close(layer(x), plain(x))
+        torch.testing.assert_close(layer.solve(x).y, plain.solve(x).y)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("penalty", ["pseudo_huber", pytest.param("welsch", marks=pytest.mark.slow)])
+def test_compiled_kernels_pool_as_blocks_do(penalty, monkeypatch):
+    monkeypatch.setattr(kernels, "_compile", COMPILE)
+    compare(numbers(6, 100), penalty)
