@@ -143,6 +143,34 @@ def test_a_compiled_node_is_the_same_function_in_single_precision(replayed):
     compare(Curved(), randn(6, 5, dtype=torch.float32), rtol=2e-5)
 
 
+@pytest.mark.parametrize("linear", ["minres", "gmres", "cg", "lu"])
+def test_the_adjoint_may_be_solved_as_one_wants(linear, replayed):
+    problem, n = PROBLEMS["least squares"] if linear == "cg" else PROBLEMS["equality and inequality"]
+    tight = ddn.Implicit(linear=linear, rtol=1e-13)
+    compare(problem, randn(6, n), rtol=1e-11 if linear == "lu" else 1e-9, adjoint=tight)
+
+
+def test_a_gradient_of_many_variables_by_products_alone(replayed):
+    class Center(ddn.Problem):
+        """Products with its dense Hessian are cheaper than the Hessian."""
+
+        def objective(self, y, x):
+            return (1 + (y - x).square().sum(-1)).sqrt().sum()
+
+        def initial(self, x):
+            return x.mean(0)
+
+    plain, compiled = ddn.DeclarativeNode(Center()), ddn.DeclarativeNode(Center(), compile=True)
+    x = randn(2, 200, 140).requires_grad_()
+    for _ in range(2):
+        with ddn.diagnostics() as seen:
+            grads = [torch.autograd.grad(node(x).square().sum(), x)[0] for node in (plain, compiled)]
+        torch.testing.assert_close(grads[1], grads[0], rtol=1e-8, atol=1e-10)
+    methods = [record.method for record in seen.records if record.stage == "backward"]
+    assert methods == ["minres", "minres"]
+    assert any("_product" in str(key) for key in compiled._kernels._known)
+
+
 def test_roots_and_fixed_points_of_problems_are_compiled_too(replayed):
     class Cubic(ddn.Problem):
         kind = "root"

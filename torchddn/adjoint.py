@@ -10,7 +10,8 @@ from torch import Tensor
 from torchddn.active_set import ActiveSet
 from torchddn.derivatives import inside_transform
 from torchddn.errors import InvalidInputError
-from torchddn.implicit import Forward, ImplicitRoot, LinearOptions, Report, SolutionSystem
+from torchddn.implicit import Forward, LinearOptions, Report, SolutionSystem
+from torchddn.implicit_root import ImplicitRoot
 from torchddn.linear import CG, MINRES, Cholesky, SchurComplement
 from torchddn.linear import get as get_linear
 from torchddn.problem import BatchedProblem, mend

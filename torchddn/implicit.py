@@ -1,19 +1,11 @@
-r"""THE autograd function: the root of a residual, differentiable to every order and in every mode.
+r"""The systems whose roots make a gradient: that of a solution, and the linear one of its backward pass.
 
-A solution ``z = (y, dual)`` is the root of a residual ``R(z, x)`` (``optimality.py``). With ``K = R_z`` and the
-incoming gradient ``v``, the implicit function theorem asks for ONE linear system and ONE product per item::
-
-    reverse    K' u = v       dJ/dx = -u . R_x          forward    K dz = -R_x dx
-
-For a minimization ``K`` is symmetric and this is the saddle-point system of the Lagrangian
-``L = f + nu.h + lam.g`` with the constraints that are active at each item; neither ``L_xy`` nor ``c_x`` is ever formed.
-(Gould et al. write ``L = f - lambda.h``: their multipliers are ours negated. Their formula
-``H^-1 A' (A H^-1 A')^-1 (A H^-1 B - C) - H^-1 B`` is the Schur-complement way of solving the same system,
-``linear="schur"``.)
-
-The linear system is itself a root, of ``K(z, x) u - v``, and its own linearization in ``u`` is ``K`` again. So
-:class:`ImplicitRoot` differentiates its backward pass by calling itself, and derivatives of every order and mode
-follow from the same few lines.
+A solution ``z = (y, dual)`` is the root of a residual ``R(z, x)`` (``optimality.py``), and :class:`ImplicitRoot` asks
+for the solution ``u`` of ``K' u = v`` with ``K = R_z``. For a minimization ``K`` is symmetric and this is the
+saddle-point system of the Lagrangian ``L = f + nu.h + lam.g`` with the constraints that are active at each item;
+neither ``L_xy`` nor ``c_x`` is ever formed. (Gould et al. write ``L = f - lambda.h``: their multipliers are ours
+negated. Their formula ``H^-1 A' (A H^-1 A')^-1 (A H^-1 B - C) - H^-1 B`` is the Schur-complement way of solving the
+same system, ``linear="schur"``.)
 """
 
 import dataclasses
@@ -22,21 +14,20 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
-import torch.autograd.forward_ad as fwAD
 from torch import Tensor
-from torch._C._functorch import is_legacy_batchedtensor
 
 from torchddn import optimality, structure
 from torchddn.active_set import ActiveSet
-from torchddn.derivatives import Linearization, gradient, inside_transform, jvp, private_graph, vjp
+from torchddn.derivatives import Linearization, gradient, jvp, private_graph, vjp
 from torchddn.diagnostics import timed
 from torchddn.findings import Findings
 from torchddn.fusion import fused, is_fused
+from torchddn.implicit_root import ImplicitRoot, Unfold, fold
 from torchddn.linear import Certified, Operator, choose, name_of, solve_certified, solve_once
 from torchddn.linear import get as get_linear
 from torchddn.problem import BatchedProblem, mend
 
-__all__ = ["Forward", "Found", "ImplicitRoot", "LinearOptions", "Report", "SolutionSystem"]
+__all__ = ["Forward", "Found", "LinearOptions", "Report", "SolutionSystem"]
 
 
 class LinearOptions(NamedTuple):
@@ -89,126 +80,6 @@ class Forward(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """``num_steps`` differentiable steps of the solver from ``y`` (None: from the start, all steps)."""
         ...
-
-
-class ImplicitRoot(torch.autograd.Function):
-    """THE autograd function: ``z`` with ``R(z, x) = 0``, for whatever ``R`` the system stands for.
-
-    Outputs ``(z, *constants, *report)``, of which ``z`` is differentiable.
-    """
-
-    @staticmethod
-    def forward(system: "_System", *x: Tensor) -> tuple[Tensor, ...]:
-        with private_graph():
-            return system.forward(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        ctx.system, *x = inputs
-        z, *others = outputs
-        ctx.mark_non_differentiable(*others)
-        saved = (z, *others[: ctx.system.num_constants], *x)
-        ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        system = ctx.system
-        z, constants, x = system.split(ctx.saved_tensors)
-        moving = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        moved = _moving_residual(system, z, constants, x, moving)
-
-        def pull(v: Tensor) -> tuple[Tensor, ...]:
-            if _is_plain() and isinstance(system, SolutionSystem):
-                found = system.pull(v, z, constants, x, moving)
-            else:
-                u = system.solve_linear(v, z, constants, x, transpose=True)
-                found = vjp(moved, [x[i] for i in moving], -u)
-            return tuple(system.finish_gradient(grad, i, constants) for i, grad in zip(moving, found, strict=True))
-
-        grads: list[Tensor | None] = [None] * len(x)
-        if moving:
-            for i, grad in zip(moving, _through_older_vmap(pull, v), strict=True):
-                grads[i] = grad
-        return None, *grads
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        # `jvp` runs with forward mode switched off, which would make an outer level see zeros:
-        # https://github.com/pytorch/pytorch/issues/197867
-        with fwAD._set_fwd_grad_enabled(True):
-            system = ctx.system
-            saved = [fwAD.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
-            z, constants, x = system.split(saved)
-            moving = [i for i, tangent in enumerate(tangents) if tangent is not None]
-            moved = _moving_residual(system, z, constants, x, moving)
-            R_x_dx = jvp(moved, [x[i] for i in moving], [tangents[i] for i in moving])
-            dz = system.solve_linear(-R_x_dx, z, constants, x, transpose=False)
-            return dz, *[None] * (system.num_outputs - 1)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], system: "_System", *x: Tensor) -> tuple[Any, Any]:
-        folded, tensors, unfold = system.fold(info.batch_size, in_dims[1:], x)
-        outputs = ImplicitRoot.apply(folded, *tensors)
-        unfolded, out_dims = zip(*(unfold(out) for out in outputs), strict=True)
-        return unfolded, out_dims
-
-
-def _is_plain() -> bool:
-    """Whether nobody differentiates what is being computed, so that graphs may be made and used up on the spot."""
-    return not torch.is_grad_enabled() and not inside_transform() and fwAD._current_level < 0
-
-
-def _through_older_vmap(pull: Callable[[Tensor], tuple[Tensor, ...]], v: Tensor) -> tuple[Tensor, ...]:
-    """``pull(v)`` also where ``v`` belongs to the vmap of ``is_grads_batched``, which no autograd.Function understands.
-
-    That vmap hides the mapped axis in the tensor: take it out, map it with ``torch.func.vmap``, put it back.
-    """
-    if not is_legacy_batchedtensor(v):
-        return pull(v)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    plain = torch._remove_batch_dim(v, level, 0, 0)  # pyright: ignore[reportPrivateImportUsage]
-    add = torch._add_batch_dim  # pyright: ignore[reportPrivateImportUsage]
-    return tuple(add(grad, 0, level) for grad in torch.func.vmap(pull)(plain))
-
-
-def _moving_residual(
-    system: "_System", z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], moving: Sequence[int]
-) -> Callable[..., Tensor]:
-    """``R`` as a function of the tensors of ``x`` at the positions ``moving``."""
-
-    def moved(*tensors: Tensor) -> Tensor:
-        arguments = list(x)
-        for i, tensor in zip(moving, tensors, strict=True):
-            arguments[i] = tensor
-        return system.residual(z, constants, arguments)
-
-    return moved
-
-
-# An output of a folded system, with the mapped axis brought back, and where that axis is.
-Unfold = Callable[[Tensor], tuple[Tensor, int]]
-
-
-class _System(Protocol):
-    """A residual ``R(z, x)`` with a way to its root and to its linearization."""
-
-    num_constants: int
-    num_outputs: int
-
-    @property
-    def size(self) -> int: ...
-    def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]: ...
-    def residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor: ...
-    def solve_linear(
-        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], transpose: bool
-    ) -> Tensor: ...
-    def finish_gradient(self, grad: Tensor, i: int, constants: Sequence[Tensor]) -> Tensor: ...
-    def split(self, saved: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]: ...
-    def fold(
-        self, times: int, in_dims: Sequence[int | None], x: Sequence[Tensor]
-    ) -> tuple["_System", list[Tensor], "Unfold"]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +151,7 @@ class SolutionSystem:
         z, *others = (mend(tensor, sound) for tensor in (z, *others))
         return z, (torch.ones_like(sound), *others), self.problem.mend(x, sound)
 
-    def pull(
+    def pull_at_once(
         self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], moving: Sequence[int]
     ) -> Sequence[Tensor]:
         """``-u . R_x`` for the tensors ``moving``, with ``K' u = v``, from one evaluation of R; it leaves no graph."""
@@ -313,7 +184,7 @@ class SolutionSystem:
     def fold(
         self, times: int, in_dims: Sequence[int | None], x: Sequence[Tensor]
     ) -> tuple["SolutionSystem", list[Tensor], Unfold]:
-        tensors, batched, unfold = _fold(times, self.size, in_dims, x, self.problem.batched)
+        tensors, batched, unfold = fold(times, self.size, in_dims, x, self.problem.batched)
         return dataclasses.replace(self, problem=self.problem.rebatched(times * self.size, batched)), tensors, unfold
 
 
@@ -356,7 +227,7 @@ class _LinearSystem:
         active = base.active(constants)
         weak = active.weak.any(1) & sound if active is not None else None
         with timed() as file:
-            solved = self._solve_at_once(v, z, constants, x, leaves) or self._solve(v, z, constants, x, leaves)
+            solved = self._solve_by_kernels(v, z, constants, x, leaves) or self._solve(v, z, constants, x, leaves)
             certified, pulled, operator, name, notes = solved
             findings = Findings(base.problem, certified, sound, active, weak, operator, v, name, notes)
             file(findings.record)
@@ -367,7 +238,7 @@ class _LinearSystem:
         self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], leaves: Sequence[Tensor]
     ) -> "_Solved":
         """One rung of the ladder after the other, until every item is certified."""
-        believed, pullback = self.believed(z, constants, x, leaves)
+        believed, pullback = self.believed(self.linearize(z, constants, x), z, constants, x, leaves)
         options = self.base.options
         certified = solve_certified(
             believed.operator,
@@ -382,41 +253,66 @@ class _LinearSystem:
         notes = believed.review(certified)
         return _Solved(certified, pullback.of(certified.solution), believed.operator, believed.name, notes)
 
-    def _solve_at_once(
+    def _solve_by_kernels(
         self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], leaves: Sequence[Tensor]
     ) -> "_Solved | None":
-        """The same as one kernel, if the node is compiled and the first rung certifies every item; None if not."""
+        """The same if the node is compiled and the first rung certifies every item; None if not.
+
+        A direct method is one kernel, and of an iterative one each product.
+        """
         base, problem, options = self.base, self.base.problem, self.base.options
         if not is_fused(problem) or not base.solver.all_sound:
             return None
-        state = structure.settled(
-            problem,
-            z,
-            declared=options.structure,
-            linear=options.linear,
-            symmetric=base.symmetric,
-            has_bounds=base.constrained and problem.has_bounds,
-        )
-        if state is None:
-            return None
+        kind = {"declared": options.structure, "linear": options.linear, "symmetric": base.symmetric}
         moving = tuple(i for i, tensor in enumerate(x) if any(tensor is leaf for leaf in leaves))
-        u, residual, is_certified, pulled, method, name, notes = _first_rung(
-            problem, x, v, z, tuple(constants), options, base.constrained, self.transpose, moving, state
-        )
+        if structure.is_matrix_free(problem, z, **kind):
+            products = _Products(self, z, constants, x, moving)
+            found = self.first_rung(products, v, z, constants, x, leaves)
+        else:
+            has_bounds = base.constrained and problem.has_bounds
+            state = structure.settled(problem, z, **kind, has_bounds=has_bounds)
+            if state is None:
+                return None
+            found = _first_rung(
+                problem, x, v, z, tuple(constants), options, base.constrained, self.transpose, moving, state
+            )
+        u, residual, is_certified, pulled, method, name, notes = found
         if not bool(is_certified.all()):
             return None
-        no = ~is_certified
-        certified = Certified(
-            u, residual, is_certified, no, no, (method,) * len(no), torch.zeros_like(no, dtype=torch.int64)
-        )
+        no, none = ~is_certified, torch.zeros_like(is_certified, dtype=torch.int64)
+        certified = Certified(u, residual, is_certified, no, no, (method,) * len(no), none)
         return _Solved(certified, pulled, None, name, notes)
 
+    def first_rung(
+        self,
+        K: "Linearization | _Products",
+        v: Tensor,
+        z: Tensor,
+        constants: Sequence[Tensor],
+        x: Sequence[Tensor],
+        leaves: Sequence[Tensor],
+    ) -> "_FirstRung":
+        """The first attempt, of which nothing is read."""
+        believed, pullback = self.believed(K, z, constants, x, leaves)
+        linear = get_linear(believed.linear) or choose(believed.operator)
+        solved = solve_once(believed.operator, v, apply=believed.truth, linear=linear, rtol=self.base.options.rtol)
+        pulled = tuple(pullback.of(solved[0]))
+        return _FirstRung(*solved, pulled, name_of(linear), believed.name, believed.notes)
+
+    def linearize(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Linearization:
+        """K, by its products, of data without items that are not sound."""
+        return Linearization(lambda z: self.base.sound_residual(z, constants, x), z, self.base.problem.work(x))
+
     def believed(
-        self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], leaves: Sequence[Tensor]
+        self,
+        K: "Linearization | _Products",
+        z: Tensor,
+        constants: Sequence[Tensor],
+        x: Sequence[Tensor],
+        leaves: Sequence[Tensor],
     ) -> tuple[structure.Believed, "_Pullback"]:
         """K as it is believed to be, and its product that pulls back to ``leaves``."""
         base, problem, held = self.base, self.base.problem, self.base.held(constants)
-        K = Linearization(lambda z: base.sound_residual(z, constants, x), z, problem.work(x))
         product, transposed = (K.vjp, K.jvp) if self._by_vjp else (K.jvp, K.vjp)
         pullback = _Pullback(K, leaves)
         believed = structure.operator(
@@ -453,6 +349,11 @@ class _LinearSystem:
         flipped = (self.transpose ^ transpose) and not self.base.symmetric
         return ImplicitRoot.apply(_LinearSystem(self.base, flipped), v, *x[1:])[0]
 
+    def pull_at_once(
+        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], moving: Sequence[int]
+    ) -> None:
+        return None
+
     def finish_gradient(self, grad: Tensor, i: int, constants: Sequence[Tensor]) -> Tensor:
         return grad
 
@@ -468,7 +369,7 @@ class _LinearSystem:
             return self, [v.flatten(2), *x[1:]], lambda out: (out.reshape(v.shape), v.dim() - 1)
         own = 2 + self.base.num_constants
         batched = (True,) * own + self.base.problem.batched
-        tensors, batched, unfold = _fold(times, self.size, in_dims, x, batched)
+        tensors, batched, unfold = fold(times, self.size, in_dims, x, batched)
         problem = self.base.problem.rebatched(times * self.size, batched[own:])
         return dataclasses.replace(self, base=dataclasses.replace(self.base, problem=problem)), tensors, unfold
 
@@ -514,6 +415,18 @@ class _Solved(NamedTuple):
     notes: tuple[str, ...]
 
 
+class _FirstRung(NamedTuple):
+    """``u``, its residual, which items are certified, ``u . R_x``, and in words how and with what."""
+
+    u: Tensor
+    residual: Tensor
+    is_certified: Tensor
+    pulled: tuple[Tensor | None, ...]
+    method: str
+    name: str
+    notes: tuple[str, ...]
+
+
 @fused
 def _first_rung(
     problem: BatchedProblem,
@@ -526,27 +439,81 @@ def _first_rung(
     transpose: bool,
     moving: Sequence[int],
     state: Hashable,
-) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor | None, ...], str, str, tuple[str, ...]]:
-    """``u``, its residual, which items are certified, ``u . R_x`` for ``moving``, and in words how and with what.
+) -> _FirstRung:
+    """The first rung of sound items with a direct method; ``state`` is that of a belief which has settled."""
+    system, x, leaves = _with_leaves(problem, x, options, constrained, transpose, moving)
+    return system.first_rung(system.linearize(z, constants, x), v, z, constants, x, leaves)
 
-    The items are sound, and ``state`` is that of a belief which has settled.
-    """
+
+@fused
+def _product(
+    problem: BatchedProblem,
+    x: Sequence[Tensor],
+    u: Tensor,
+    z: Tensor,
+    constants: Sequence[Tensor],
+    options: LinearOptions,
+    constrained: bool,
+    forward: bool,
+    moving: Sequence[int],
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """``K u`` if ``forward``, else ``u K`` and ``u . R_x``, of sound items."""
+    system, x, leaves = _with_leaves(problem, x, options, constrained, False, moving)
+    K = system.linearize(z, constants, x)
+    if forward:
+        return K.jvp(u), ()
+    product, pulled = K.vjp_and(u, leaves)
+    return product, tuple(pulled)
+
+
+def _with_leaves(
+    problem: BatchedProblem,
+    x: Sequence[Tensor],
+    options: LinearOptions,
+    constrained: bool,
+    transpose: bool,
+    moving: Sequence[int],
+) -> tuple[_LinearSystem, list[Tensor], list[Tensor]]:
+    """The system of sound items, its inputs, and those of them to pull back to."""
     forward = cast("Forward", SimpleNamespace(all_sound=True))
     system = _LinearSystem(SolutionSystem(problem, forward, options, constrained, poison=False), transpose)
-    leaves = list(x)
-    for i in moving:
-        leaves[i] = x[i].detach().requires_grad_()
-    moved = [leaves[i] for i in moving]
-    believed, pullback = system.believed(z, constants, leaves, moved)
-    linear = get_linear(believed.linear) or choose(believed.operator)
-    solved = solve_once(believed.operator, v, apply=believed.truth, linear=linear, rtol=options.rtol)
-    return *solved, tuple(pullback.of(solved[0])), name_of(linear), believed.name, believed.notes
+    inputs = [tensor.detach().requires_grad_() if i in moving else tensor for i, tensor in enumerate(x)]
+    return system, inputs, [inputs[i] for i in moving]
+
+
+class _Products:
+    """What :class:`Linearization` is, one kernel for each product."""
+
+    def __init__(
+        self,
+        system: _LinearSystem,
+        z: Tensor,
+        constants: Sequence[Tensor],
+        x: Sequence[Tensor],
+        moving: Sequence[int],
+    ) -> None:
+        self.value = z
+        base = system.base
+        self._problem, self._x, self._moving = base.problem, x, moving
+        self._point = z, tuple(constants), base.options, base.constrained
+
+    def vjp(self, v: Tensor) -> Tensor:
+        """``v K``."""
+        return _product(self._problem, self._x, v, *self._point, False, ())[0]
+
+    def vjp_and(self, v: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """``v K``, and what is pulled back to ``others``, those inputs for which this was made."""
+        return _product(self._problem, self._x, v, *self._point, False, self._moving)
+
+    def jvp(self, t: Tensor) -> Tensor:
+        """``K t``."""
+        return _product(self._problem, self._x, t, *self._point, True, ())[0]
 
 
 class _Pullback:
     """``u K`` for the certificate, which keeps ``u . R_x`` from the same pass: the last one is for the solution."""
 
-    def __init__(self, K: Linearization, leaves: Sequence[Tensor]) -> None:
+    def __init__(self, K: Linearization | _Products, leaves: Sequence[Tensor]) -> None:
         self._K, self._leaves = K, leaves
         self._u: Tensor | None = None
         self._pulled: Sequence[Tensor | None] = ()
@@ -566,21 +533,3 @@ class _Pullback:
 def _where_sound(sound: Tensor, v: Tensor) -> Tensor:
     """``v`` with zeros for the items that are not sound."""
     return torch.where(sound.reshape(-1, *[1] * (v.dim() - 1)), v, 0.0)
-
-
-def _fold(
-    times: int, size: int, in_dims: Sequence[int | None], x: Sequence[Tensor], batched: Sequence[bool]
-) -> tuple[list[Tensor], tuple[bool, ...], Unfold]:
-    """Merges an axis that ``torch.func.vmap`` maps into the batch axis; a mapped shared tensor becomes batched."""
-    tensors, flags = [], []
-    for tensor, dim, has_batch in zip(x, in_dims, batched, strict=True):
-        if dim is None and not has_batch:
-            tensors.append(tensor)
-            flags.append(False)
-            continue
-        tensor = tensor.movedim(dim, 0) if dim is not None else tensor.expand(times, *tensor.shape)
-        if not has_batch:
-            tensor = tensor[:, None].expand(times, size, *tensor.shape[1:])
-        tensors.append(tensor.reshape((times * size, *tensor.shape[2:])))
-        flags.append(True)
-    return tensors, tuple(flags), lambda out: (out.reshape((times, size, *out.shape[1:])), 0)

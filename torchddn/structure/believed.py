@@ -29,7 +29,7 @@ from torchddn.structure.reading import fits, is_learning, read, suitable
 from torchddn.structure.search import is_formed, look
 from torchddn.structure.system import Product, System, generic
 
-__all__ = ["Believed", "check_declared", "operator", "settled"]
+__all__ = ["Believed", "check_declared", "is_matrix_free", "operator", "settled"]
 
 # Up to so many unknowns a dense solve costs no more than the calls that a structured one makes: nothing is looked for.
 SMALL = 32
@@ -184,6 +184,15 @@ def settled(
     if belief is None or belief.H is None or is_learning(belief, has_bounds):
         return None
     return belief.state
+
+
+def is_matrix_free(problem: BatchedProblem, like: Tensor, *, declared: Any, linear: Any, symmetric: bool) -> bool:
+    """Whether :func:`operator` will use products alone; arguments as of :func:`settled`."""
+    solver = get_linear(linear)
+    if isinstance(solver, Krylov) or _is_formed_at_once(declared, solver is not None, like.shape[1]):
+        return isinstance(solver, Krylov)
+    belief = known(problem, like, symmetric, declared)
+    return belief is not None and belief.H is None
 
 
 def _is_formed_at_once(declared: Any, direct: bool, size: int) -> bool:
