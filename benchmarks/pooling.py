@@ -31,6 +31,7 @@ from torchddn.functional import robust_pool, robust_vector_pool
 
 PENALTIES = ("quadratic", "pseudo_huber", "huber", "welsch", "truncated_quadratic")
 COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+NUM_CALLS = 10  # after which all kernels are compiled
 SHAPE, POINTS = (16, 256, 1024), (16, 1024, 128)
 
 
@@ -126,6 +127,13 @@ def scalar() -> str:
         "torch median": (lambda x: x.median(dim=-1).values, None),
     }
     pools |= {f"robust_pool, {name}": (lambda x, name=name: robust_pool(x, name), name) for name in PENALTIES}
+    pools |= {
+        f"robust_pool, compiled, {name}": (lambda x, name=name: robust_pool(x, name, compile=True), name)
+        for name in PENALTIES[1:]
+    }
+    for name in PENALTIES[1:]:
+        for _ in range(NUM_CALLS):
+            both(pools[f"robust_pool, compiled, {name}"][0], x, v)
     pools |= {
         f"implicit L-BFGS, {name}": (
             lambda x, name=name: ImplicitLBFGS.apply(x.unsqueeze(-1), name).squeeze(-1),

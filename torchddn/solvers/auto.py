@@ -22,7 +22,7 @@ def choose(problem: BatchedProblem) -> Solver | Composite:
 
     With constraints that is a pair, ``"ActiveSetNewton, InteriorPoint"`` or ``"ActiveSetNewton, SQP"``: a few steps of
     Newton's method on the active conditions, and for the items that these do not bring to a strict minimum the robust
-    solver, from their start.
+    solver, from their start. So it is without constraints in a compiled node.
 
     Example:
         >>> import torch, torchddn as ddn
@@ -40,7 +40,10 @@ def choose(problem: BatchedProblem) -> Solver | Composite:
         return Hybrid(SQP()) if small else AugmentedLagrangian()
     if not small:
         return LBFGS()
-    return LevenbergMarquardt() if problem.has_residual else Newton()
+    if problem.has_residual:
+        return LevenbergMarquardt()
+    # A step of the first is one kernel of a compiled node, one of the other is many.
+    return Newton() if problem.kernels is None else Hybrid(Newton())
 
 
 # What has options without which it means nothing (MultiStart, WarmStart) has no name.

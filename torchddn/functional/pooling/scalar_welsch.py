@@ -70,16 +70,17 @@ def solve_welsch(x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, high: 
     first, width = torch.zeros_like(low), extent
     if bool(far.any()):
         first, width = first.clone(), extent.clone()
-        cells = int(torch.where(far, extent, 0).amax().item()) + 1
-        for rows, x_part, alpha_part, c_part in _by_rows(x, alpha, c, far):
-            first[rows], width[rows] = _reach(x_part, alpha_part, c_part, low[rows].unsqueeze(1), cells)
+        at_once = compile and bool(far.all())
+        cells = _rounded(int(torch.where(far, extent, 0).amax().item()) + 1, at_once)
+        for rows, x_part, alpha_part, c_part in _by_rows(x, alpha, c, far, at_once):
+            first[rows], width[rows] = _reach(x_part, alpha_part, c_part, low[rows].unsqueeze(1), cells, at_once)
         far = far & (width < _NEAR)
     tops = []
     for chosen, margin in ((near, 0), (far, _MARGIN)):
         if bool(chosen.any()):
-            num_tops = int(_CELLS * torch.where(chosen, width, 0).amax().item()) + 2
             at_once = compile and bool(chosen.all())
-            table = _expansion(-(-num_tops // _STEP) * _STEP if at_once else num_tops, margin, x)
+            num_tops = _rounded(int(_CELLS * torch.where(chosen, width, 0).amax().item()) + 2, at_once)
+            table = _expansion(num_tops, margin, x)
             start = (low + alpha.squeeze(1) * first).unsqueeze(1)
             for rows, x_part, alpha_part, c_part in _by_rows(x, alpha, c, chosen, at_once):
                 tops.append(_of_rows(rows, _tops(x_part, alpha_part, c_part, start[rows], table, margin, at_once), x))
@@ -106,14 +107,20 @@ def _of_rows(rows: slice | Tensor, tops: _Tops, x: Tensor) -> _Tops:
     return _Tops(torch.arange(len(x), device=x.device)[rows][tops.row], tops.y)
 
 
-def _reach(x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
+def _rounded(number: int, up: bool) -> int:
+    """To a multiple of ``_STEP`` if ``up``."""
+    return -(-number // _STEP) * _STEP if up else number
+
+
+def _reach(
+    x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, num_cells: int, compile: bool
+) -> tuple[Tensor, Tensor]:
     """From where to how far, in units of alpha, a maximizer can be, by the weights in cells of width one.
 
     Points of cell b are at least ``|k - b| - 1`` from any y of cell k, and at most ``|k - b| + 1/2`` from its center.
     """
-    weight = x.new_zeros(len(x), num_cells)
-    number = ((x - low) / alpha).long().clamp_(max=num_cells - 1)
-    weight.scatter_add_(1, number, x.new_ones(()).expand_as(x) if c is None else c)
+    given = x, alpha, c, low, num_cells
+    weight = kernel(_weights, *given) if compile else _weights(*given)
     k = torch.arange(num_cells, device=x.device, dtype=x.dtype)
     d = (k - k.unsqueeze(1)).abs()
     upper = weight @ ((d - 1).clamp(min=0).square() / -2).clamp_(min=_SMALLEST_EXPONENT).exp_()
@@ -121,6 +128,13 @@ def _reach(x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, num_cells: i
     alive = (upper >= lower.amax(dim=1, keepdim=True) * (1 - 1e-5)).to(torch.int8)
     first = alive.argmax(dim=1)
     return first.to(x.dtype), (num_cells - alive.flip(1).argmax(dim=1) - first).to(x.dtype)
+
+
+def _weights(x: Tensor, alpha: Tensor, c: Tensor | None, low: Tensor, num_cells: int) -> Tensor:
+    """The weight in each cell, ``(R, num_cells)``."""
+    number = ((x - low) / alpha).long().clamp_(max=num_cells - 1)
+    weight = x.new_zeros(len(x), num_cells)
+    return weight.scatter_add_(1, number, x.new_ones(()).expand_as(x) if c is None else c)
 
 
 def _tops(
