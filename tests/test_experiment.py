@@ -11,9 +11,9 @@ import torch
 
 import torchddn as ddn
 from torchddn.datasets import Labeled, load_digits, replace_with_outliers
-from torchddn.experiments.experiment import Recipe
 from torchddn.experiments.options import Options
 from torchddn.experiments.pointcloud import POINTCLOUD, PointCloud, released_average_precision
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.record import read_record
 from torchddn.experiments.session import Session
 from torchddn.experiments.tables import markdown

@@ -26,10 +26,11 @@ from torchddn.experiments import configuration, harness, tables
 from torchddn.experiments.catalog import EXPERIMENTS
 from torchddn.experiments.cli import app
 from torchddn.experiments.clock import Clock
-from torchddn.experiments.experiment import Experiment, Recipe, Table
+from torchddn.experiments.experiment import Experiment, Table
 from torchddn.experiments.options import Options
 from torchddn.experiments.plots import draw_curves, draw_tables
 from torchddn.experiments.progress import Board, label
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.record import cells, read_record
 from torchddn.experiments.scores import expected_calibration_error, mean_average_precision, top_k
 

@@ -20,8 +20,8 @@ from torchddn.datasets import Labeled
 from torchddn.experiments import storage
 from torchddn.experiments.checkpoints import Checkpoints, CheckpointWarning
 from torchddn.experiments.cli import app
-from torchddn.experiments.experiment import Recipe
 from torchddn.experiments.options import Options
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.record import read_record
 from torchddn.experiments.session import Session
 

@@ -17,13 +17,13 @@ import torchddn as ddn
 from torchddn.datasets import Labeled
 from torchddn.experiments import imagenet_projection, permutation, profile_pooling, profile_transport, video_ranking
 from torchddn.experiments.catalog import EXPERIMENTS
-from torchddn.experiments.experiment import Recipe
 from torchddn.experiments.imagenet_projection import ImageNetProjection
 from torchddn.experiments.measurement import both_passes, peak_bytes
 from torchddn.experiments.options import Options
 from torchddn.experiments.permutation import Permutation, assignments, kendall_tau
 from torchddn.experiments.profile_pooling import ProfilePooling
 from torchddn.experiments.profile_transport import METHODS, ProfileTransport
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.session import Session
 from torchddn.experiments.video_ranking import VideoRanking
 from torchddn.functional import robust_vector_pool

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 import torchddn as ddn
 from torchddn.datasets import Labeled
-from torchddn.experiments.experiment import Recipe
 from torchddn.experiments.options import Options
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.session import Session
 from torchddn.functional import robust_pool
 

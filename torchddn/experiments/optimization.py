@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR, StepLR
 
-from torchddn.experiments.experiment import Recipe
+from torchddn.experiments.recipe import Recipe
 
 __all__ = ["make_optimizer", "make_schedule"]
 

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from torchddn.datasets import Data, ImageFolder, Labeled, Puzzles, hold_out, load_digit_images
 from torchddn.errors import InvalidInputError
-from torchddn.experiments.experiment import Experiment, Job, Recipe, Row, Table
+from torchddn.experiments.experiment import Experiment, Job, Row, Table
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.session import Session
 from torchddn.models import RELAXATIONS, PermutationNet
 

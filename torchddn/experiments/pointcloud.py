@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from torchddn.datasets import Labeled, ModelNet40, Solids, load_digits, replace_with_outliers
 from torchddn.errors import InvalidInputError
-from torchddn.experiments.experiment import Experiment, Job, Recipe, Row, Table
+from torchddn.experiments.experiment import Experiment, Job, Row, Table
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.scores import mean_average_precision, top_k
 from torchddn.experiments.session import Session
 from torchddn.models import POOLINGS, PointNet

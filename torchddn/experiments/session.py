@@ -17,8 +17,8 @@ from torchddn.datasets import loader
 from torchddn.errors import InvalidInputError
 from torchddn.experiments import storage
 from torchddn.experiments.clock import Clock
-from torchddn.experiments.experiment import Recipe
 from torchddn.experiments.options import Options
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.training import Loss, Training, Validate
 
 __all__ = ["Session"]

@@ -27,8 +27,8 @@ from torchddn.datasets import Shards
 from torchddn.experiments import storage
 from torchddn.experiments.checkpoints import Checkpoints
 from torchddn.experiments.clock import Clock
-from torchddn.experiments.experiment import Recipe
 from torchddn.experiments.optimization import make_optimizer, make_schedule
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.sharding import load_model, load_optimizer, model_state, optimizer_state
 
 __all__ = ["Loss", "Training", "Validate", "seed_step"]

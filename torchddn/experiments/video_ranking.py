@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from torchddn.datasets import MovingDigits
 from torchddn.errors import InvalidInputError
-from torchddn.experiments.experiment import Experiment, Job, Recipe, Row, Table
+from torchddn.experiments.experiment import Experiment, Job, Row, Table
+from torchddn.experiments.recipe import Recipe
 from torchddn.experiments.scores import top_k
 from torchddn.experiments.session import Session
 from torchddn.models import SUMMARIES, SequenceClassifier
