@@ -387,6 +387,8 @@ def whole(tmp_path_factory):
 def test_a_run_that_was_killed_ends_with_the_numbers_of_one_that_was_not(whole, tmp_path, jobs):
     folder = tmp_path / "run"
     killed(folder, 40, "--jobs", jobs)
+    # What a process leaves that is killed while it writes, as it may have been or not.
+    (folder / "jobs" / ".model.csv-1234.part").write_bytes(b"half")
     here("resume", str(folder))
     assert scores(folder) == scores(whole)
     for path in folder.glob("jobs/*/model.pt"):

@@ -293,6 +293,7 @@ def _lock(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise InvalidInputError(f"{folder} is in progress in another process. Wait for it, or stop it.") from error
     try:
+        storage.sweep(folder)
         yield
     finally:
         lock.release()

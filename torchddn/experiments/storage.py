@@ -10,7 +10,9 @@ from typing import Any
 
 from torchddn.errors import DDNError
 
-__all__ = ["StorageError", "read_json", "require_space", "write", "write_json"]
+__all__ = ["StorageError", "read_json", "require_space", "sweep", "write", "write_json"]
+
+_UNFINISHED = ".part"
 
 
 class StorageError(DDNError, OSError):
@@ -26,7 +28,7 @@ def write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: two processes that write the same file do not write into one another.
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".part")
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=_UNFINISHED)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
@@ -39,6 +41,12 @@ def write(path: Path, content: bytes) -> None:
         _flush_folder(path.parent)
     except OSError as error:
         raise StorageError(_explain(path, error)) from error
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote have left in ``folder``; nobody may be writing there."""
+    for part in folder.rglob(f".*{_UNFINISHED}"):
+        part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
