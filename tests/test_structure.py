@@ -275,10 +275,11 @@ def test_a_linear_program_is_declared_without_a_hessian():
 def test_a_declaration_that_is_wrong_gives_the_right_gradient_and_says_so(f, wrong):
     x = random(B, M)
     adjoint = ddn.Implicit(structure=wrong)
-    expected, _ = gradient(f, x, ddn.Implicit(structure="dense"))
-    for _ in range(2):  # it is abandoned, and goes on saying why
+    expected, dense = gradient(f, x, ddn.Implicit(structure="dense"))
+    for _ in range(2):  # it is abandoned before it is solved with, and goes on saying why
         g, record = gradient(f, x, adjoint)
         torch.testing.assert_close(g, expected)
+        assert record.method == dense.method
         assert record.notes == (f"the structure that was declared, {wrong.name}, is wrong (3 of 3 items): abandoned",)
     assert record.structure == ""
 

@@ -79,18 +79,30 @@ class Believed:
         fallen = [i for i, method in enumerate(certified.method) if method not in (expected, "none")]
         if not fallen:
             return belief.notes
-        if belief.H is not None and (wrong := self._contradicted(fallen)):
-            said = f"the structure that was {'declared' if belief.declared else 'found'}, {self.name}, is wrong"
-            belief.abandon(is_formed(self._system), f"{said} ({wrong} of {self.operator.batch} items): abandoned")
-        elif 2 * len(fallen) > len(certified.method):
+        if self._is_abandoned(fallen):
+            return belief.notes
+        if 2 * len(fallen) > len(certified.method):
             self._give_way(bool(certified.degenerate.any()))
         return belief.notes
 
-    def _contradicted(self, items: list[int]) -> int:
-        """How many of the items have another K than is believed."""
-        if isinstance(self.operator, MatrixFree):
-            return 0
-        return int((~_agree(self._system.truth, self.operator, self._z, 0.5)[items]).sum())
+    def examine(self) -> bool:
+        """Whether what was declared is abandoned at its first pass, because the true product contradicts it."""
+        belief = self._belief
+        if not belief.declared or belief.is_examined or belief.is_dense:
+            return False
+        belief.is_examined = True
+        return self._is_abandoned(list(range(self.operator.batch)))
+
+    def _is_abandoned(self, items: list[int]) -> bool:
+        """Whether some of the items have another K than is believed, so that it is abandoned."""
+        belief = self._belief
+        if belief.H is None or isinstance(self.operator, MatrixFree):
+            return False
+        wrong = int((~_agree(self._system.truth, self.operator, self._z, 0.5)[items]).sum())
+        if wrong:
+            said = f"the structure that was {'declared' if belief.declared else 'found'}, {self.name}, is wrong"
+            belief.abandon(is_formed(self._system), f"{said} ({wrong} of {self.operator.batch} items): abandoned")
+        return wrong > 0
 
     @property
     def _z(self) -> Tensor:
@@ -161,9 +173,15 @@ def operator(
     belief = _belief(problem, system, declared, solver is not None)
     if not fits(system, belief):
         belief = Belief(None)
+    believed = _build(system, belief, solver)
+    return _build(system, belief, solver) if believed.examine() else believed
+
+
+def _build(system: System, belief: Belief, solver: Solver | None) -> Believed:
+    """The system read as it is believed to be, for that solver or the one that suits it."""
     matrix = read(system, belief)
     if isinstance(solver, SchurComplement) and not isinstance(matrix, Saddle):
-        matrix = Saddle(matrix, like.new_zeros(system.batch, 0, system.m))
+        matrix = Saddle(matrix, system.like.new_zeros(system.batch, 0, system.m))
     return Believed(system, matrix, solver or suitable(matrix, belief), belief)
 
 

@@ -28,6 +28,7 @@ class Belief:
         whole: Whether ``H`` describes K, rows and all.
         redundant: Whether rows have been linearly dependent.
         declared: Whether a person said so.
+        is_examined: Whether what was said has been compared with a true product.
         eliminates: Whether H can be eliminated.
         notes: What a person should know of it.
         probes: The vectors that read H, or K as a whole, and the rows, ``(k, m + r)`` each, made when first needed.
@@ -40,6 +41,7 @@ class Belief:
     whole: bool = False
     redundant: bool = False
     declared: bool = False
+    is_examined: bool = False
     eliminates: bool = True
     notes: tuple[str, ...] = ()
     probes: tuple[Tensor, ...] = ()
