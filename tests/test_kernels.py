@@ -13,11 +13,13 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import torchddn as ddn
 from torchddn import kernels
 from torchddn.capture import fingerprint
 from torchddn.structure import forget
+from torchddn.testing import collection
 
 D = torch.float64
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
@@ -187,6 +189,26 @@ def test_roots_and_fixed_points_of_problems_are_compiled_too(replayed):
         node(x)
     torch.testing.assert_close(compiled(x), plain(x))
     torch.testing.assert_close(*(torch.autograd.grad(node(x).exp().sum(), x)[0] for node in (compiled, plain)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("example", collection(), ids=lambda example: example.name)
+def test_problems_of_the_collection_are_solved_and_differentiated_as_without(example, replayed):
+    x = torch.cat((example.x(), example.perturb(3, torch.Generator().manual_seed(1)))).requires_grad_()
+    found = []
+    for compiled in (False, True):
+        node = ddn.DeclarativeNode(example.problem, on_failure="ignore", compile=compiled)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ddn.DegenerateGradientWarning)
+            solution = node.solve(x)
+            y = torch.cat([leaf.flatten(1) for leaf in pytree.tree_leaves(solution.y)], dim=1)
+            (grad,) = torch.autograd.grad((y @ randn(y.shape[1])).nan_to_num().sum(), x, materialize_grads=True)
+        found.append((solution.status, y.detach(), grad))
+    (status, y, grad), (status_compiled, y_compiled, grad_compiled) = found
+    assert torch.equal(status_compiled, status)
+    solved = status == ddn.Status.CONVERGED
+    torch.testing.assert_close(y_compiled[solved], y[solved], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(grad_compiled[solved], grad[solved], rtol=1e-7, atol=1e-7)
 
 
 @needs_compiler
