@@ -329,15 +329,28 @@ def test_a_changed_number_changes_the_answer(replayed):
 GLOBAL = 1.0
 
 
+class Bend(nn.Module):
+    """A layer of a problem, whose method names a number too."""
+
+    strength = 0.5
+
+    def forward(self, y):
+        return GLOBAL * self.strength * y.pow(4).sum()
+
+
 class NamesGlobal(ddn.Problem):
+    offset = 0.0
+
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(1.0, dtype=D))
         self.register_buffer("shift", torch.tensor(0.0, dtype=D))
         self.power = 2
+        self.bend = Bend()
 
     def objective(self, y, x):
-        return self.weight * (y - x - self.shift).pow(self.power).sum() + self.penalty(y)
+        distance = (y - x - self.shift - self.offset).pow(self.power).sum()
+        return self.weight * distance + self.penalty(y) + self.bend(y)
 
     def penalty(self, y):
         return GLOBAL * y.square().sum()
@@ -368,10 +381,35 @@ def test_whatever_a_problem_names_may_change(replayed, monkeypatch):
     check()
     problem.shift = torch.tensor(-1.0, dtype=D)
     check()
-    monkeypatch.setitem(globals(), "GLOBAL", 0.1)
-    check()
+    for change in (
+        lambda: monkeypatch.setitem(globals(), "GLOBAL", 0.1),
+        lambda: monkeypatch.setattr(NamesGlobal, "offset", 1.5),
+        lambda: monkeypatch.setattr(Bend, "strength", 3.0),
+        lambda: monkeypatch.setattr(Bend, "forward", lambda self, y: y.exp().sum()),
+    ):
+        before = check()[0]
+        change()
+        assert not torch.allclose(check()[0], before)
     problem.power = 4
     check()
+
+
+HIDDEN = torch.tensor(1.0, dtype=D, requires_grad=True)
+
+
+def test_a_tensor_that_only_a_method_names_is_no_argument_and_may_change(replayed):
+    class Pulls(ddn.Problem):
+        def objective(self, y, x):
+            return (y - HIDDEN.detach() * x).square().sum()
+
+        def initial(self, x):
+            return torch.zeros_like(x)
+
+    node, x = ddn.DeclarativeNode(Pulls(), compile=True), randn(2, 3)
+    for factor in (1.0, 3.0):
+        with torch.no_grad():
+            HIDDEN.fill_(factor)
+        torch.testing.assert_close(node(x), factor * x)
 
 
 def test_every_shape_and_dtype_has_kernels_of_its_own(replayed):

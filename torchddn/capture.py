@@ -9,7 +9,7 @@ except the tensors and what leads to them.
 
 import functools
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -68,11 +68,15 @@ def rebuild(thing: Any, replace: Callable[[Tensor], Tensor]) -> Any:
     return _Rebuilder(replace).visit(thing)
 
 
-def fingerprint(thing: Any) -> tuple[Hashable, list[Any]]:
+def fingerprint(thing: Any, live: Sequence[Tensor] | None = None) -> tuple[Hashable, list[Any]]:
     """What ``thing`` computes with besides its arguments and its live tensors: equal as long as that is unchanged.
 
     Code, numbers, words and flags count by value, other tensors by identity and version, and objects by identity: what
-    changes inside an object that :func:`rebuild` does not enter is not seen.
+    changes inside an object that :func:`rebuild` does not enter is not seen. Of modules the classes count too.
+
+    Args:
+        thing: What to look at.
+        live: Its :func:`live_tensors`, if they are known.
 
     Returns:
         The fingerprint, and the objects that it knows by identity: it means something only as long as they live.
@@ -84,7 +88,7 @@ def fingerprint(thing: Any) -> tuple[Hashable, list[Any]]:
         >>> fingerprint(lambda y: factor * y)[0] == before
         False
     """
-    reader = _Reader()
+    reader = _Reader(live_tensors(thing) if live is None else live)
     reader.visit(thing)
     return tuple(reader.notes), reader.kept
 
@@ -184,8 +188,9 @@ class _Rebuilder:
 class _Reader(_Rebuilder):
     """Goes where a rebuilder goes, changes nothing and takes notes."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: Sequence[Tensor]) -> None:
         super().__init__(lambda tensor: tensor)
+        self._live = {id(tensor) for tensor in live}
         self.notes: list[Hashable] = []
         self.kept: list[Any] = []
         self._places: dict[int, int] = {}  # of what has been seen before
@@ -197,15 +202,25 @@ class _Reader(_Rebuilder):
             return thing
         place = self._places.setdefault(id(thing), len(self._places))
         if isinstance(thing, Tensor):
-            self.notes.append(place if is_live(thing) else self._constant(thing))
+            self.notes.append(place if id(thing) in self._live else self._constant(thing))
         elif is_leaf:
             self.notes.append(id(thing))
             self.kept.append(thing)
         else:
             self.notes.append((place, self._shape(thing)))
             self.keep.append(thing)
+            if isinstance(thing, nn.Module) and id(thing) not in self.done:
+                self._classes(type(thing))
             return super().visit(thing)
         return thing
+
+    def _classes(self, kind: type) -> None:
+        """What the methods of a user's module name, and the constants of its classes."""
+        for cls in kind.__mro__:
+            if not _is_foreign(cls) and not cls.__module__.startswith("torchddn."):
+                for name, value in vars(cls).items():
+                    if not (name.startswith("__") and isinstance(value, _PLAIN)):
+                        self.visit(getattr(value, "__func__", getattr(value, "fget", value)))
 
     def _constant(self, tensor: Tensor) -> Hashable:
         self.kept.append(tensor)
@@ -237,6 +252,6 @@ def _contents(cell: types.CellType) -> Any:
         return None
 
 
-def _is_foreign(function: types.FunctionType) -> bool:
+def _is_foreign(function: types.FunctionType | type) -> bool:
     module = function.__module__ or ""
     return module == "torch" or module.startswith(_FOREIGN)

@@ -11,7 +11,6 @@ A :class:`BatchedProblem` is that problem bound to a batch: ``y`` is ``(B, m)``,
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -479,14 +478,13 @@ def bind(
         q=0,
         has_bounds=False,
         call=call,
-        kernels=None if kernels is None else _bind_kernels(kernels, problem, spec),
+        kernels=None if kernels is None else _bind_kernels(kernels, problem, captured, spec),
     )
     return batched, (*leaves, *captured)
 
 
-def _bind_kernels(kernels: Kernels, problem: Problem, spec: pytree.TreeSpec) -> BoundKernels | None:
-    # What the methods name and close over counts too, and they belong to the classes.
-    classes = [cls for cls in type(problem).__mro__ if issubclass(cls, Problem)]
-    methods = [thing for cls in classes for thing in vars(cls).values() if isinstance(thing, types.FunctionType)]
-    state, kept = fingerprint((problem, methods))
+def _bind_kernels(
+    kernels: Kernels, problem: Problem, live: Sequence[Tensor], spec: pytree.TreeSpec
+) -> BoundKernels | None:
+    state, kept = fingerprint(problem, live)
     return kernels.bind((state, spec, torch.get_default_dtype()), kept)
