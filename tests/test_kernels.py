@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 import torchddn as ddn
 from torchddn import kernels
 from torchddn.capture import fingerprint
+from torchddn.linear import declarations
 from torchddn.structure import forget
 from torchddn.testing import collection
 
@@ -150,6 +151,35 @@ def test_the_adjoint_may_be_solved_as_one_wants(linear, replayed):
     problem, n = PROBLEMS["least squares"] if linear == "cg" else PROBLEMS["equality and inequality"]
     tight = ddn.Implicit(linear=linear, rtol=1e-13)
     compare(problem, randn(6, n), rtol=1e-11 if linear == "lu" else 1e-9, adjoint=tight)
+
+
+@pytest.mark.parametrize("linear", ["auto", "lu"])
+@pytest.mark.parametrize(
+    "structure",
+    [
+        declarations.Diagonal(),
+        declarations.Banded(1),
+        declarations.BlockDiagonal(4),
+        declarations.LowRank(1),
+        declarations.Sparse(torch.eye(40, dtype=torch.bool)),
+        declarations.Dense(),
+        "dense",
+    ],
+    ids=lambda structure: getattr(structure, "name", structure),
+)
+def test_every_structure_that_may_be_declared_is_recorded(structure, linear, replayed):
+    def objective(y, x):
+        return 0.5 * (y - x).square().sum() + 0.1 * y.pow(4).sum()
+
+    problem = ddn.Problem.from_functions(objective, initial=torch.zeros_like)
+    adjoint = ddn.Implicit(structure=structure, linear=linear)
+    node = ddn.DeclarativeNode(problem, adjoint=adjoint, compile=True)
+    x = randn(3, 40).requires_grad_()
+    for _ in range(4):
+        y = node(x)
+        (grad,) = torch.autograd.grad(y.sum(), x)
+        torch.testing.assert_close(grad, 1 / (1 + 1.2 * y.detach().square()))
+    assert any("_first_rung" in str(key) for key in node._kernels._known)
 
 
 def test_a_gradient_of_many_variables_by_products_alone(replayed):

@@ -319,7 +319,7 @@ class Sparse(Declaration, RowDeclaration):
         """The color of each row, ``(p,)``."""
         return color_rows(self._known())
 
-    @property
+    @functools.cached_property
     def num_colors(self) -> int:
         return int(self.color.max()) + 1 if len(self.color) else 0
 
@@ -338,7 +338,7 @@ class Sparse(Declaration, RowDeclaration):
         return self.row_probes(size, like)
 
     def operator(self, products: Tensor, symmetric: bool) -> DenseMatrix:
-        rows, columns = (part.to(products.device) for part in self._known().nonzero(as_tuple=True))
+        rows, columns = (part.to(products.device) for part in self._entries)
         matrix = products.new_zeros(products.shape[1], products.shape[2], products.shape[2])
         # Columns of a symmetric matrix are rows; of another, its pattern is symmetric at least.
         matrix[:, rows, columns] = products[self.color.to(products.device)[columns], :, rows].mT
@@ -361,10 +361,15 @@ class Sparse(Declaration, RowDeclaration):
         return SparseRows(products.movedim(0, 1), self._row_index.to(products.device), num_rows)
 
     @functools.cached_property
+    def _entries(self) -> tuple[Tensor, ...]:
+        """Rows and columns of the entries; kept, because a kernel that reads the numbers cannot count them."""
+        return self._known().nonzero(as_tuple=True)
+
+    @functools.cached_property
     def _row_index(self) -> Tensor:
         known = self._known()
         index = torch.full((self.num_colors, known.shape[1]), known.shape[0], dtype=torch.int64)
-        rows, columns = known.nonzero(as_tuple=True)
+        rows, columns = self._entries
         index[self.color[rows], columns] = rows
         return index
 
