@@ -116,7 +116,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = D) -> Tensor:
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def compare(problem: ddn.Problem, x: Tensor, rtol: float = 1e-11, **options) -> ddn.DeclarativeNode:
+def assert_same(problem: ddn.Problem, x: Tensor, rtol: float = 1e-11, **options) -> ddn.DeclarativeNode:
     """That the compiled node has the eager one's answers and gradients, also when its kernels are used again."""
     plain = ddn.DeclarativeNode(problem, **options)
     compiled = ddn.DeclarativeNode(problem, compile=True, **options)
@@ -138,19 +138,19 @@ def compare(problem: ddn.Problem, x: Tensor, rtol: float = 1e-11, **options) -> 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_a_compiled_node_is_the_same_function(name, replayed):
     problem, n = PROBLEMS[name]
-    compare(problem, randn(6, n))
+    assert_same(problem, randn(6, n))
     assert replayed
 
 
 def test_a_compiled_node_is_the_same_function_in_single_precision(replayed):
-    compare(Curved(), randn(6, 5, dtype=torch.float32), rtol=2e-5)
+    assert_same(Curved(), randn(6, 5, dtype=torch.float32), rtol=2e-5)
 
 
 @pytest.mark.parametrize("linear", ["minres", "gmres", "cg", "lu"])
 def test_the_adjoint_may_be_solved_as_one_wants(linear, replayed):
     problem, n = PROBLEMS["least squares"] if linear == "cg" else PROBLEMS["equality and inequality"]
     tight = ddn.Implicit(linear=linear, rtol=1e-13)
-    compare(problem, randn(6, n), rtol=1e-11 if linear == "lu" else 1e-9, adjoint=tight)
+    assert_same(problem, randn(6, n), rtol=1e-11 if linear == "lu" else 1e-9, adjoint=tight)
 
 
 @pytest.mark.parametrize("linear", ["auto", "lu"])
@@ -250,7 +250,7 @@ def test_the_compiler_makes_the_same_function(at_once, monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(kernels, "_compile", watch)
-    compare(Fit(), randn(2, 2))
+    assert_same(Fit(), randn(2, 2))
     assert made
     assert not any(isinstance(kernel, torch.fx.GraphModule) for kernel in made)
 
@@ -260,7 +260,7 @@ def test_the_compiler_makes_the_same_function(at_once, monkeypatch):
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_the_compiler_makes_the_same_function_of_every_problem(name, at_once):
     problem, n = PROBLEMS[name]
-    compare(problem, randn(6, n))
+    assert_same(problem, randn(6, n))
 
 
 def test_a_function_is_compiled_when_it_has_been_called_often(replayed, monkeypatch):
@@ -282,7 +282,7 @@ def test_without_a_compiler_a_node_replays_in_silence(at_once, monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch._inductor, "compile", fail)
-    compare(Curved(), randn(4, 5))
+    assert_same(Curved(), randn(4, 5))
 
 
 def test_gradients_of_every_order_and_mode_are_those_of_the_function(replayed):

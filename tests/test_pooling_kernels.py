@@ -34,7 +34,7 @@ def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = D) -> Tensor:
     return torch.where(torch.rand(*shape, generator=generator) < 0.1, 10 + x, x)
 
 
-def compare(x: Tensor, penalty: str, alpha: float | Tensor = 1.0, rtol: float = 1e-12, **given) -> None:
+def assert_same(x: Tensor, penalty: str, alpha: float | Tensor = 1.0, rtol: float = 1e-12, **given) -> None:
     """Answers, and gradients in everything that has one."""
     leaves = [t.clone().requires_grad_() for t in (x, alpha, given.get("weights")) if isinstance(t, Tensor)]
     names = [n for n, t in (("x", x), ("alpha", alpha), ("weights", given.get("weights"))) if isinstance(t, Tensor)]
@@ -55,7 +55,7 @@ def compare(x: Tensor, penalty: str, alpha: float | Tensor = 1.0, rtol: float = 
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("n", [1, 3, 40, 300, 1000])
 def test_kernels_pool_as_blocks_do(penalty, n):
-    compare(numbers(6, n), penalty)
+    assert_same(numbers(6, n), penalty)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
@@ -64,34 +64,34 @@ def test_kernels_take_scales_weights_and_masks(penalty):
     generator = torch.Generator().manual_seed(2)
     scales = 0.5 + torch.rand(5, dtype=D, generator=generator)
     weights = torch.rand(5, 200, dtype=D, generator=generator)
-    compare(x, penalty, scales, weights=weights, mask=torch.rand(5, 200, generator=generator) < 0.8)
+    assert_same(x, penalty, scales, weights=weights, mask=torch.rand(5, 200, generator=generator) < 0.8)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_kernels_pool_in_single_precision(penalty):
-    compare(numbers(8, 600, dtype=torch.float32), penalty, rtol=2e-6)
+    assert_same(numbers(8, 600, dtype=torch.float32), penalty, rtol=2e-6)
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_rows_that_are_not_finite_harm_no_other(penalty):
     x = numbers(6, 100)
     x[1, 3], x[4, 0] = torch.nan, torch.inf
-    compare(x, penalty, on_failure="ignore")
+    assert_same(x, penalty, on_failure="ignore")
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_kernels_pool_at_every_scale(penalty):
     for scale in (1e-12, 1e8):
-        compare(scale * numbers(4, 100), penalty, scale)
-    compare(torch.zeros(3, 80, dtype=D), penalty)
-    compare(1e6 + 1e-3 * numbers(3, 80), penalty, 1e-3, rtol=1e-9)
+        assert_same(scale * numbers(4, 100), penalty, scale)
+    assert_same(torch.zeros(3, 80, dtype=D), penalty)
+    assert_same(1e6 + 1e-3 * numbers(3, 80), penalty, 1e-3, rtol=1e-9)
 
 
 def test_few_rows_that_need_more_looks_are_looked_at_alone():
     x = numbers(64, 300)
     x[7] = torch.linspace(-1e6, 1e6, 300, dtype=D)
-    compare(x, "pseudo_huber")
-    compare(x, "welsch")
+    assert_same(x, "pseudo_huber")
+    assert_same(x, "welsch")
 
 
 def test_a_number_does_not_choose_the_kernel(monkeypatch):
@@ -132,4 +132,4 @@ def test_modules_hand_the_word_on():
 @pytest.mark.parametrize("penalty", ["pseudo_huber", pytest.param("welsch", marks=pytest.mark.slow)])
 def test_compiled_kernels_pool_as_blocks_do(penalty, monkeypatch):
     monkeypatch.setattr(kernels, "_compile", COMPILE)
-    compare(numbers(6, 100), penalty)
+    assert_same(numbers(6, 100), penalty)

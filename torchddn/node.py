@@ -46,7 +46,7 @@ class DeclarativeNode(nn.Module):
         on_failure: ``"warn"`` of items that were not solved, ``"raise"``, set them to ``"nan"``, or ``"ignore"``.
         compile: Make kernels of the steps that every call repeats: values and derivatives of the problem, a Newton
             step, the linear solve of the gradient with its certificate. The first ten calls take seconds to a minute
-            more, later ones a third to a tenth of the time where problems are small. There is one set of kernels for
+            more, later ones a half to a sixth of the time where problems are small. There is one set of kernels for
             each shape of the inputs. Where there is no C++ compiler the operations are only recorded and replayed; what
             cannot be recorded runs as it is, with a :class:`CompileWarning`.
 
