@@ -41,11 +41,18 @@ Batched = Callable[..., Tensor]
 # Rows of a dense Jacobian are taken together until this many numbers of the argument are in flight: small
 # problems pay the fixed cost of one pass only, large ones stay at the memory of one product.
 ROWS_BUDGET = 2**18
+# Of what is recorded for the compiler, which keeps most of them in registers and makes one loop of each pass.
+_RECORDED_BUDGET = 2**22
 
 
 def inside_transform() -> bool:
     """Whether a ``torch.func`` transform (grad, vmap, jvp, ...) is running around this call."""
     return torch._C._are_functorch_transforms_active()
+
+
+def _is_recorded() -> bool:
+    """Whether ``make_fx`` is writing down what is done."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 @contextlib.contextmanager
@@ -267,10 +274,13 @@ def dense_rows(value: Tensor, y: Tensor, work: int, keep_graph: bool, num_rows: 
     def row(v: Tensor) -> Tensor:
         return _product(value, y, v, keep_graph)
 
-    chunks = _basis(value)[:num_rows].split(max(1, ROWS_BUDGET // max(work, y.numel(), 1)))
+    recorded = _is_recorded()
+    budget = _RECORDED_BUDGET if recorded else ROWS_BUDGET
+    chunks = _basis(value)[:num_rows].split(max(1, budget // max(work, y.numel(), 1)))
     # Not `is_grads_batched`: its older vmap cannot enter an autograd.Function, such as a node inside a node.
     rows = [row(chunk[0])[None] if len(chunk) == 1 else torch.func.vmap(row)(chunk) for chunk in chunks]
-    return (rows[0] if len(rows) == 1 else torch.cat(rows)).movedim(0, 1)
+    rows = (rows[0] if len(rows) == 1 else torch.cat(rows)).movedim(0, 1)
+    return rows.contiguous() if recorded else rows  # compiled, they are written in that order at once
 
 
 def _product(output: Tensor, leaf: Tensor, v: Tensor, keep_graph: bool) -> Tensor:
@@ -287,5 +297,7 @@ def _functional_vjp(function: Callable[..., Any], *primals: Tensor) -> tuple[Any
 def _basis(value: Tensor) -> Tensor:
     """Unit cotangents ``(r, B, r)`` for a value ``(B, r)``."""
     num_items, num_rows = value.shape
-    eye = torch.eye(num_rows, dtype=value.dtype, device=value.device)
+    # Not `torch.eye`: compiled, that one compares integers, number by number.
+    index = torch.arange(num_rows, dtype=value.dtype, device=value.device)
+    eye = (index[:, None] == index).to(value.dtype)
     return eye[:, None, :].expand(num_rows, num_items, num_rows)

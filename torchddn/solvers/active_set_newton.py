@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 
 from torchddn.active_set import ActiveSet, decide
+from torchddn.derivatives import hessian
 from torchddn.fusion import fused, is_fused
-from torchddn.optimality import Held, Measures, Scales, measure_known
+from torchddn.optimality import Held, Measures, Scales, lagrangian, measure_known
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, Proof, Result, Run, Solver, is_differentiated, solve
 from torchddn.solvers.expansion import Expansion
-from torchddn.solvers.vectors import back_substitute, identity_like, is_settled, largest, row_sum_norm, times
+from torchddn.solvers.kkt_factors import KKTFactors, factorize
+from torchddn.solvers.vectors import back_substitute, largest, row_sum_norm, times
 from torchddn.status import Status
 
 __all__ = ["ActiveSetNewton", "Hybrid"]
@@ -34,13 +36,12 @@ _PATIENCE = 4
 # What is that close to its limit, relative to the size of y, may be active at the start.
 _NEAR = 1e-6
 
-# In units of the curvature, what the squares of the constraints weigh where the curvature is not convex; the more, the
-# fewer digits are left.
-_WEIGHTS = (2.0, 1e4)
+# From so many variables on, matrices cost more than calls, and it pays to use their factors twice.
+_LARGE = 16
 
 
 class _Point(NamedTuple):
-    """A point with everything that is known about it, ``c`` and ``c_y`` of rows ``(h, g)``."""
+    """A point and what is known there, ``c`` and ``c_y`` of rows ``(h, g)``, without its curvature."""
 
     y: Tensor
     dual: Tensor
@@ -48,8 +49,7 @@ class _Point(NamedTuple):
     c: Tensor
     f_y: Tensor
     c_y: Tensor
-    L_yy: Tensor
-    stiffness: Tensor  # (B, 1): norm of L_yy
+    stiffness: Tensor  # (B, 1): norm of L_yy where the last step came from
 
 
 class _State(NamedTuple):
@@ -149,17 +149,17 @@ class Hybrid:
 def _begin(problem: BatchedProblem, x: Inputs, y: Tensor) -> _State:
     lower, upper = problem.bounds(x)
     y = _clip(problem, x, y)
-    point = _expand(problem, x, y, None)
-    units = _units(point, x)
-    error, violation = _errors(problem, x, point, units)
+    point = _evaluate(problem, x, y, None, torch.zeros_like(y[:, :1]))
+    error, violation = _errors(problem, x, point, _units(point, x))
     eps = torch.finfo(y.dtype).eps
     f_start = torch.where(violation <= eps**0.5, point.f, torch.inf)
     none = torch.zeros_like(point.f)
-    held = _active(problem, x, point)
     possible = (error < torch.inf) & (lower <= upper).all(1)
-    setbacks = torch.where(possible, torch.zeros_like(error), torch.inf)
+    setbacks = torch.where(possible, none, torch.inf)
     status = torch.where(setbacks > _PATIENCE, int(Status.STALLED), RUNNING)
-    return _State(point, held, error, none + torch.inf, setbacks, none, none > 0, f_start, status)
+    held = _active(problem, x, point, torch.ones_like(point.stiffness))
+    # Without the curvature there is no unit of force: the first step is judged by itself.
+    return _State(point, held, none + torch.inf, none + torch.inf, setbacks, none, none > 0, f_start, status)
 
 
 @fused
@@ -170,21 +170,27 @@ def _trusting_step(problem: BatchedProblem, x: Inputs, state: _State) -> tuple[_
 
 
 def _step(problem: BatchedProblem, x: Inputs, state: _State, trusting: bool) -> _State:
-    held = _active(problem, x, state.point)
-    y, dual, is_minimum = _newton(problem, x, state.point, held, trusting)
-    point = _expand(problem, x, y, dual)
+    before = state.point
+    L_yy, stiffness = _curvature(problem, x, before)
+    held = _active(problem, x, before, stiffness)
+    factors = factorize(L_yy, before.c_y, stiffness, held, problem.has_bounds, trusting)
+    y, dual = _newton_step(problem, x, before, L_yy, held, factors)
+    if problem.m >= _LARGE:
+        y, dual = _simplified_step(problem, x, factors, before.y, y, dual)
+    point = _evaluate(problem, x, y, dual, stiffness)
     units = _units(point, x)
     error = _errors(problem, x, point, units)[0]
-    moved = largest(y - state.point.y) / units.length
-    setbacks = state.setbacks + ~((error <= 0.5 * state.error) & is_minimum)
+    moved = largest(y - before.y) / units.length
+    setbacks = state.setbacks + ~((error <= 0.5 * state.error) & factors.is_minimum)
     setbacks = torch.where(error < torch.inf, setbacks, torch.inf)
     eps = torch.finfo(error.dtype).eps
     # The curvature that the last step saw is that of this point only if the step was short.
-    arrived = is_minimum & (error <= eps**0.85) & (moved <= eps**0.4)
+    arrived = factors.is_minimum & (error <= eps**0.85) & (moved <= eps**0.25)
     status = torch.where(arrived, int(Status.CONVERGED), RUNNING)
     risen = point.f - state.f_start > eps**0.5 * (state.f_start.abs() + point.f.abs())
     status = torch.where((setbacks > _PATIENCE) | (arrived & risen), int(Status.STALLED), status)
-    return _State(point, held, error, moved, setbacks, state.num_steps + 1, is_minimum, state.f_start, status)
+    num_steps = state.num_steps + 1
+    return _State(point, held, error, moved, setbacks, num_steps, factors.is_minimum, state.f_start, status)
 
 
 @fused
@@ -226,15 +232,18 @@ def _guess_multipliers(problem: BatchedProblem, x: Inputs, y: Tensor, values: Te
     return dual.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _expand(problem: BatchedProblem, x: Inputs, y: Tensor, dual: Tensor | None) -> _Point:
+def _evaluate(problem: BatchedProblem, x: Inputs, y: Tensor, dual: Tensor | None, stiffness: Tensor) -> _Point:
     """What is known at ``y``; without multipliers, those that fit."""
     at = Expansion(lambda y: problem.values(y, x), y, problem.work(x))
-    values, slopes = at.value, at.slopes
-    dual = _guess_multipliers(problem, x, y, values, slopes) if dual is None else dual
-    L_yy = at.curvature(torch.cat([torch.ones_like(y[:, :1]), dual], dim=1))
+    dual = _guess_multipliers(problem, x, y, at.value, at.slopes) if dual is None else dual
+    return _Point(y, dual, at.value[:, 0], at.value[:, 1:], at.slopes[:, 0], at.slopes[:, 1:], stiffness)
+
+
+def _curvature(problem: BatchedProblem, x: Inputs, point: _Point) -> tuple[Tensor, Tensor]:
+    """``L_yy``, and its size, positive, ``(B, 1)``; NaN where an entry of the matrix is no number."""
+    L_yy = hessian(lambda y: lagrangian(problem, y, point.dual, x), point.y, problem.work(x))
     size = row_sum_norm(L_yy)[:, None]
-    stiffness = torch.where(size == 0, 1.0, size)  # NaN where an entry of the matrix is no number
-    return _Point(y, dual, values[:, 0], values[:, 1:], slopes[:, 0], slopes[:, 1:], L_yy, stiffness)
+    return L_yy, torch.where(size == 0, 1.0, size)
 
 
 def _units(point: _Point, x: Inputs) -> Scales:
@@ -265,9 +274,9 @@ def _errors(problem: BatchedProblem, x: Inputs, point: _Point, units: Scales) ->
     return error.nan_to_num(nan=torch.inf), violation
 
 
-def _active(problem: BatchedProblem, x: Inputs, point: _Point) -> Held:
+def _active(problem: BatchedProblem, x: Inputs, point: _Point, stiffness: Tensor) -> Held:
     """The constraints on whose side the point lies."""
-    y, stiffness = point.y, point.stiffness
+    y = point.y
     p, none = problem.p, torch.zeros_like(point.y, dtype=torch.bool)
     rows = torch.ones_like(point.c, dtype=torch.bool)
     if problem.q:
@@ -281,75 +290,33 @@ def _active(problem: BatchedProblem, x: Inputs, point: _Point) -> Held:
     return Held(rows, (target < lower) | fixed, (target > upper) | fixed)
 
 
-def _newton(
-    problem: BatchedProblem, x: Inputs, point: _Point, held: Held, trusting: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The next ``y`` and ``dual``, and whether the step is that of a strict minimum.
-
-    If ``trusting``, an item without the curvature or the independent rows of one gets nothing that is of use.
-    """
-    y, H, A, rhs, c = point.y, point.L_yy, point.c_y, -point.f_y, point.c
-    put, stiffness = y, point.stiffness
+def _newton_step(
+    problem: BatchedProblem, x: Inputs, point: _Point, L_yy: Tensor, held: Held, factors: KKTFactors
+) -> tuple[Tensor, Tensor]:
+    """The next ``y`` and ``dual``."""
+    start, rhs, c = point.y, -point.f_y, point.c
     if problem.has_bounds:
-        put = held.put(problem, y, x)
-        jump, out = put - y, held.variables
-        rhs = (rhs - times(H, jump)).masked_fill(out, 0.0)
-        c = c + times(A, jump)
-        H = H.masked_fill(out[:, None] | out[..., None], 0.0)
-        H.diagonal(dim1=-2, dim2=-1).add_(out * stiffness)
-        A = A.masked_fill(out[:, None], 0.0)
-    if not A.shape[1]:
-        L, definite = _factor(H)
-        return _clip(problem, x, put + back_substitute(L, rhs)), point.dual, definite
-    d, dual, definite, independent = _saddle_step(H, A, rhs, c, held.rows, stiffness, trusting)
-    return _clip(problem, x, put + d), dual, definite & independent
+        start = held.put(problem, point.y, x)
+        jump = start - point.y
+        rhs, c = rhs - times(L_yy, jump), c + times(point.c_y, jump)
+    d, dual = factors.solve(rhs, c)
+    return _clip(problem, x, start + d), dual
 
 
-def _saddle_step(
-    H: Tensor, A: Tensor, rhs: Tensor, c: Tensor, rows: Tensor, stiffness: Tensor, trusting: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``H d + A' n = rhs``, ``A d = -c`` in the ``rows`` that count, and ``n = 0`` in the others.
+def _simplified_step(
+    problem: BatchedProblem, x: Inputs, factors: KKTFactors, before: Tensor, y: Tensor, dual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One more step with the derivatives ``before`` the last one, for items that come closer by it: it costs little.
 
-    Returns ``d``, ``n``, whether ``H`` is positive definite along the rows, and whether they are independent; where
-    not, ``d`` is a compromise.
+    Close to a solution both together converge with order three. A step of more than half the length of the one before
+    says that the item is not close (Deuflhard's test of monotonicity).
     """
-    num_rows = A.shape[1]
-    size = torch.linalg.vector_norm(A, dim=-1)
-    size = torch.where(size > 0, size, 1.0)
-    kept = rows.to(H.dtype)
-    A, c = A * (kept / size)[..., None], kept * c / size
-    L, definite = _factor(H)
-    weight = torch.zeros_like(stiffness)
-    for factor in _WEIGHTS:
-        if trusting or is_settled(definite):
-            break
-        # Convex along the constraints is enough: their squares change neither the step nor the multipliers.
-        weight = torch.where(definite[:, None], weight, factor * stiffness)
-        L_along, along = _factor(H + weight[..., None] * (A.mT @ A))
-        L = torch.where(definite[:, None, None], L, L_along)
-        definite = definite | along
-    else:
-        L = torch.where(definite[:, None, None], L, stiffness.sqrt()[..., None] * identity_like(H))
-    rhs = rhs - times(A.mT, weight * c)
-    both = torch.cholesky_solve(torch.cat([A.mT, rhs[..., None]], dim=2), L)
-    S = A @ both[..., :num_rows]
-    # A row that does not count is an equation of its own.
-    S.diagonal(dim1=-2, dim2=-1).add_((1 - kept) / stiffness)
-    L_S, independent = _factor(S)
-    if not (trusting or is_settled(independent)):
-        # Too many rows look active: a compromise may bring some of them off again.
-        S.diagonal(dim1=-2, dim2=-1).add_(1e-2 / stiffness)
-        L_S = torch.where(independent[:, None, None], L_S, torch.linalg.cholesky_ex(S)[0])
-    n = back_substitute(L_S, times(A, both[..., num_rows]) + c)
-    d = both[..., num_rows] - times(both[..., :num_rows], n)
-    return d, n * kept / size, definite, independent
-
-
-def _factor(K: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factor, and whether it is one of a matrix that is definite beyond rounding."""
-    L, info = torch.linalg.cholesky_ex(K)
-    pivots, entries = L.diagonal(dim1=-2, dim2=-1).square(), K.diagonal(dim1=-2, dim2=-1)
-    return L, (info == 0) & (pivots > torch.finfo(K.dtype).eps ** 0.75 * entries).all(-1)
+    at = Expansion(lambda y: problem.values(y, x), y, problem.work(x))
+    L_y = at.slopes[:, 0] + times(at.slopes[:, 1:].mT, dual)
+    d, change = factors.solve(-L_y, at.value[:, 1:])
+    nearer = _clip(problem, x, y + d)
+    close = (largest(nearer - y) <= 0.5 * largest(y - before))[:, None]
+    return torch.where(close, nearer, y), torch.where(close, dual + change, dual)
 
 
 def _clip(problem: BatchedProblem, x: Inputs, y: Tensor) -> Tensor:
