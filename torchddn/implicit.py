@@ -62,6 +62,13 @@ class Found(NamedTuple):
     report: Report
 
 
+class Given(NamedTuple):
+    """Beside the inputs: constraints that hold as equations, and multipliers that do not move; None for neither."""
+
+    held: optimality.Held | None
+    dual: Tensor | None
+
+
 class Forward(Protocol):
     """The forward pass of one call as an adjoint sees it; ``node.py`` supplies it.
 
@@ -132,13 +139,18 @@ class SolutionSystem:
 
     def residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
         """``R``, with the data of a sound item in place of those of each that is not."""
-        return self.sound_residual(*self.mend(z, constants, x))
+        z, constants, x = self.mend(z, constants, x)
+        return self.sound_residual(z, self.given(constants), x)
 
-    def sound_residual(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Tensor:
+    def given(self, constants: Sequence[Tensor]) -> Given:
+        """What the residual is told of the constants."""
+        return Given(self.held(constants), None if self.constrained else constants[-1])
+
+    def sound_residual(self, z: Tensor, given: Given, x: Sequence[Tensor]) -> Tensor:
         """``R`` of data without items that are not sound."""
-        if self.constrained:
-            return optimality.residual(self.problem, z, x, self.held(constants))
-        dual = constants[-1]
+        dual = given.dual
+        if dual is None:
+            return optimality.residual(self.problem, z, x, given.held)
         return gradient(lambda y: optimality.lagrangian(self.problem, y, dual, x), z)
 
     def mend(
@@ -226,19 +238,18 @@ class _LinearSystem:
         v = v if base.solver.all_sound else _where_sound(sound, v)
         active = base.active(constants)
         weak = active.weak.any(1) & sound if active is not None else None
+        given = base.given(constants)
         with timed() as file:
-            solved = self._solve_by_kernels(v, z, constants, x, leaves) or self._solve(v, z, constants, x, leaves)
+            solved = self._solve_by_kernels(v, z, given, x, leaves) or self._solve(v, z, given, x, leaves)
             certified, pulled, operator, name, notes = solved
             findings = Findings(base.problem, certified, sound, active, weak, operator, v, name, notes)
             file(findings.record)
         findings.warn()
         return certified.solution, pulled
 
-    def _solve(
-        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], leaves: Sequence[Tensor]
-    ) -> "_Solved":
+    def _solve(self, v: Tensor, z: Tensor, given: Given, x: Sequence[Tensor], leaves: Sequence[Tensor]) -> "_Solved":
         """One rung of the ladder after the other, until every item is certified."""
-        believed, pullback = self.believed(self.linearize(z, constants, x), z, constants, x, leaves)
+        believed, pullback = self.believed(self.linearize(z, given, x), z, given, x, leaves)
         options = self.base.options
         certified = solve_certified(
             believed.operator,
@@ -254,7 +265,7 @@ class _LinearSystem:
         return _Solved(certified, pullback.of(certified.solution), believed.operator, believed.name, notes)
 
     def _solve_by_kernels(
-        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], leaves: Sequence[Tensor]
+        self, v: Tensor, z: Tensor, given: Given, x: Sequence[Tensor], leaves: Sequence[Tensor]
     ) -> "_Solved | None":
         """The same if the node is compiled and the first rung certifies every item; None if not.
 
@@ -266,16 +277,14 @@ class _LinearSystem:
         kind = {"declared": options.structure, "linear": options.linear, "symmetric": base.symmetric}
         moving = tuple(i for i, tensor in enumerate(x) if any(tensor is leaf for leaf in leaves))
         if structure.is_matrix_free(problem, z, **kind):
-            products = _Products(self, z, constants, x, moving)
-            found = self.first_rung(products, v, z, constants, x, leaves)
+            products = _Products(self, z, given, x, moving)
+            found = self.first_rung(products, v, z, given, x, leaves)
         else:
             has_bounds = base.constrained and problem.has_bounds
             state = structure.settled(problem, z, **kind, has_bounds=has_bounds)
             if state is None:
                 return None
-            found = _first_rung(
-                problem, x, v, z, tuple(constants), options, base.constrained, self.transpose, moving, state
-            )
+            found = _first_rung(problem, x, v, z, given, options, base.constrained, self.transpose, moving, state)
         u, residual, is_certified, pulled, method, name, notes = found
         if not bool(is_certified.all()):
             return None
@@ -288,31 +297,31 @@ class _LinearSystem:
         K: "Linearization | _Products",
         v: Tensor,
         z: Tensor,
-        constants: Sequence[Tensor],
+        given: Given,
         x: Sequence[Tensor],
         leaves: Sequence[Tensor],
     ) -> "_FirstRung":
         """The first attempt, of which nothing is read."""
-        believed, pullback = self.believed(K, z, constants, x, leaves)
+        believed, pullback = self.believed(K, z, given, x, leaves)
         linear = get_linear(believed.linear) or choose(believed.operator)
         solved = solve_once(believed.operator, v, apply=believed.truth, linear=linear, rtol=self.base.options.rtol)
         pulled = tuple(pullback.of(solved[0]))
         return _FirstRung(*solved, pulled, name_of(linear), believed.name, believed.notes)
 
-    def linearize(self, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor]) -> Linearization:
+    def linearize(self, z: Tensor, given: Given, x: Sequence[Tensor]) -> Linearization:
         """K, by its products, of data without items that are not sound."""
-        return Linearization(lambda z: self.base.sound_residual(z, constants, x), z, self.base.problem.work(x))
+        return Linearization(lambda z: self.base.sound_residual(z, given, x), z, self.base.problem.work(x))
 
     def believed(
         self,
         K: "Linearization | _Products",
         z: Tensor,
-        constants: Sequence[Tensor],
+        given: Given,
         x: Sequence[Tensor],
         leaves: Sequence[Tensor],
     ) -> tuple[structure.Believed, "_Pullback"]:
         """K as it is believed to be, and its product that pulls back to ``leaves``."""
-        base, problem, held = self.base, self.base.problem, self.base.held(constants)
+        base, problem, held = self.base, self.base.problem, given.held
         product, transposed = (K.vjp, K.jvp) if self._by_vjp else (K.jvp, K.vjp)
         pullback = _Pullback(K, leaves)
         believed = structure.operator(
@@ -433,7 +442,7 @@ def _first_rung(
     x: Sequence[Tensor],
     v: Tensor,
     z: Tensor,
-    constants: Sequence[Tensor],
+    given: Given,
     options: LinearOptions,
     constrained: bool,
     transpose: bool,
@@ -442,7 +451,7 @@ def _first_rung(
 ) -> _FirstRung:
     """The first rung of sound items with a direct method; ``state`` is that of a belief which has settled."""
     system, x, leaves = _with_leaves(problem, x, options, constrained, transpose, moving)
-    return system.first_rung(system.linearize(z, constants, x), v, z, constants, x, leaves)
+    return system.first_rung(system.linearize(z, given, x), v, z, given, x, leaves)
 
 
 @fused
@@ -451,7 +460,7 @@ def _product(
     x: Sequence[Tensor],
     u: Tensor,
     z: Tensor,
-    constants: Sequence[Tensor],
+    given: Given,
     options: LinearOptions,
     constrained: bool,
     forward: bool,
@@ -459,7 +468,7 @@ def _product(
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """``K u`` if ``forward``, else ``u K`` and ``u . R_x``, of sound items."""
     system, x, leaves = _with_leaves(problem, x, options, constrained, False, moving)
-    K = system.linearize(z, constants, x)
+    K = system.linearize(z, given, x)
     if forward:
         return K.jvp(u), ()
     product, pulled = K.vjp_and(u, leaves)
@@ -488,14 +497,14 @@ class _Products:
         self,
         system: _LinearSystem,
         z: Tensor,
-        constants: Sequence[Tensor],
+        given: Given,
         x: Sequence[Tensor],
         moving: Sequence[int],
     ) -> None:
         self.value = z
         base = system.base
         self._problem, self._x, self._moving = base.problem, x, moving
-        self._point = z, tuple(constants), base.options, base.constrained
+        self._point = z, given, base.options, base.constrained
 
     def vjp(self, v: Tensor) -> Tensor:
         """``v K``."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchddn.errors import CompileWarning
+from torchddn.kernel_layout import lay_out
 
 __all__ = ["BoundKernels", "Kernels"]
 
@@ -169,6 +170,7 @@ def _compile(graph: torch.fx.GraphModule, tensors: Sequence[Tensor]) -> Function
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's about itself
+            lay_out(graph, tensors)
             # Not `torch.compile`, which would look at each call whether the graph is still the same.
             kernel = cast("Function", torch._inductor.compile(graph, list(tensors)))
             kernel(*tensors)

@@ -73,7 +73,7 @@ def residual(problem: BatchedProblem, z: Tensor, x: Sequence[Tensor], held: Held
     """``R(z, x)``, shaped as ``z``, ``(B, m + p + q)``; ``held`` is None where there are equalities only."""
     if problem.kind != "minimize":
         return problem.residual(z, x)
-    y, dual = z[:, : problem.m], z[:, problem.m :]
+    y, dual = z.split([problem.m, z.shape[1] - problem.m], dim=1)
     if held is None:
         if not problem.p:
             return gradient(lambda y: problem.objective(y, x), z)

@@ -222,16 +222,18 @@ class CyclicReduction(Solver):
             r = _less(_less(r[:, 1::2], lower[:, 1::2], even[:, :-1]), upper[:, 1::2], even[:, 1:])
         u = r  # no row is left
         for (lower, upper, inverse), even in zip(reversed(state.levels), reversed(eliminated), strict=True):
-            u = u[:, : lower.shape[1] // 2]
-            whole = r.new_empty(u.shape[0], lower.shape[1], *even.shape[2:])
-            if u.shape[1]:
-                coupling = torch.zeros_like(even)
-                coupling[:, 1:] = _times(lower[:, 2::2], u)
-                coupling[:, :-1] += _times(upper[:, 0:-1:2], u)
-                even = _less(even, inverse, coupling)
-                whole[:, 1::2] = u
-            whole[:, 0::2] = even
-            u = whole
+            n = lower.shape[1]
+            odd = u[:, : n // 2]
+            if n == 1:
+                u = even
+                continue
+            coupling = torch.zeros_like(even)
+            coupling[:, 1:] = _times(lower[:, 2::2], odd)
+            coupling[:, :-1] += _times(upper[:, 0:-1:2], odd)
+            even = _less(even, inverse, coupling)
+            # In turn: there is one even row more.
+            odd = torch.cat([odd, torch.zeros_like(even[:, :1])], 1)
+            u = torch.stack([even, odd], 2).flatten(1, 2)[:, :n]
         u = u.flatten(1, 2) if w > 1 else u
         u = u[:, : state.size]
         if state.scale is not None:

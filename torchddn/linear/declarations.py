@@ -164,6 +164,8 @@ class Banded(Declaration):
         return _indicators(color, 2 * self.bandwidth + 1, like)
 
     def operator(self, products: Tensor, symmetric: bool) -> BandedMatrix:
+        if self.bandwidth == 1 and self.order is None:
+            return BandedMatrix(_tridiagonal(products), symmetric, None)
         entries, place = _band_entries(self, products.shape[2], products.device)
         numbers = products.movedim(1, 0).flatten(1)
         zero = numbers.new_zeros(numbers.shape[0], 1)
@@ -452,6 +454,15 @@ def _band_entries(banded: Banded, size: int, device: torch.device) -> tuple[Tens
     column = torch.arange(size, device=device) + torch.arange(-w, w + 1, device=device).unsqueeze(1)
     inside = (column >= 0) & (column < size)
     return torch.where(inside, column % (2 * w + 1) * size + variable, (2 * w + 1) * size), order
+
+
+def _tridiagonal(products: Tensor) -> Tensor:
+    """The band of three diagonals, ``(B, 3, m)``, of products ``(3, B, m)``: chosen, which is faster than looked up."""
+    _, _, m = products.shape
+    column = torch.arange(m, device=products.device) + torch.arange(-1, 2, device=products.device).unsqueeze(1)
+    color = torch.where((column >= 0) & (column < m), column % 3, -1)
+    first, second, third = products.unsqueeze(2)
+    return torch.where(color == 0, first, torch.where(color == 1, second, torch.where(color == 2, third, 0.0)))
 
 
 def _as_index(order: tuple[int, ...], device: torch.device) -> Tensor:

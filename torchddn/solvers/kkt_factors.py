@@ -39,7 +39,7 @@ class KKTFactors(NamedTuple):
     L_S: Tensor
 
     def solve(self, rhs: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        """``d``, ``(B, m)``, zero where variables are held, and ``n``, ``(B, r)``; a compromise where it is no minimum."""
+        """``d``, ``(B, m)``, zero where variables are held, and ``n``, ``(B, r)``; if it is no minimum a compromise."""
         rhs = rhs if self.free is None else rhs * self.free
         if not c.shape[1]:
             return back_substitute(self.L, rhs), c
