@@ -41,9 +41,9 @@ class ActiveSet(NamedTuple):
 
     def held(self, problem: BatchedProblem, weakly_active: bool = True) -> Held:
         """The constraints that hold as equations, the weakly active ones among them or not."""
-        h = self.rows.new_ones(self.rows.shape[0], problem.p)
-        most = WEAK if weakly_active else STRONG
-        rows, lower, upper = ((t > 0) & (t <= most) for t in (torch.cat([h, self.rows], dim=1), self.lower, self.upper))
+        rows, lower, upper = (part > 0 if weakly_active else part == STRONG for part in self)
+        if problem.p:
+            rows = torch.cat([rows.new_ones(rows.shape[0], problem.p), rows], dim=1)
         return Held(rows, lower, upper)
 
     @property

@@ -123,14 +123,16 @@ class BoundKernels(NamedTuple):
         """
         tensors: list[Tensor] = []
         given = _take_apart(tuple(args), tensors)
-        tensors = [t.detach().contiguous() if t.requires_grad or not t.is_contiguous() else t for t in tensors]
+        flags = [t.dtype == torch.bool for t in tensors]
+        tensors = _as_numbers(tensors, flags)
 
         def make() -> tuple[Function, list[Any]]:
             made: list[Any] = [None]
 
             def flat(*tensors: Tensor) -> list[Tensor]:
                 outputs: list[Tensor] = []
-                made[0] = _take_apart(function(*_put_together(given, iter(tensors))), outputs)
+                read = (t != 0 if is_flag else t for t, is_flag in zip(tensors, flags, strict=True))
+                made[0] = _take_apart(function(*_put_together(given, read)), outputs)
                 return outputs
 
             return self.kernels.make(flat, tensors), made
@@ -177,6 +179,13 @@ def _compile(graph: torch.fx.GraphModule, tensors: Sequence[Tensor]) -> Function
     except Exception:  # no compiler, or one that does not know an operation
         return graph
     return kernel
+
+
+def _as_numbers(tensors: list[Tensor], flags: list[bool]) -> list[Tensor]:
+    """The tensors without a graph, one number after the other; flags as numbers, by which a loop chooses faster."""
+    dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+    tensors = [t.to(dtype) if is_flag else t for t, is_flag in zip(tensors, flags, strict=True)]
+    return [t.detach().contiguous() if t.requires_grad or not t.is_contiguous() else t for t in tensors]
 
 
 class _Place(NamedTuple):

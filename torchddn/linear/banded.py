@@ -126,6 +126,10 @@ class BandedMatrix(Operator):
         return product if self.order is None else product[:, self.order.argsort()]
 
 
+# Rows that are added to the first level make at most one part in so many of its rows.
+_MOST_ADDED = 16
+
+
 class Level(NamedTuple):
     """The block rows that are left at one level, and the inverses of the even ones among them, which leave here.
 
@@ -183,24 +187,25 @@ class CyclicReduction(Solver):
         lower, middle, upper = _blocks(band)
         # A pivot counts in the units of its own rows.
         unit = band.abs().amax(1)
-        levels, pivots, units = [], [], []
+        levels, sizes = [], []
         unit = pad(unit, (0, middle.shape[1] * operator.bandwidth - operator.size), value=1.0)
         unit = unit.view(operator.batch, middle.shape[1], -1)
         while True:
-            if middle.shape[1] % 2 == 0:  # an odd number of rows, so that every odd one has two neighbors
-                lower, middle, upper, unit = _padded(lower, middle, upper, unit)
+            # An odd number of rows, so that every odd one has two neighbors.
+            num_more = _num_rows(middle.shape[1]) - middle.shape[1]
+            if num_more:
+                lower, middle, upper, unit = _padded(lower, middle, upper, unit, num_more)
             inverse = _inverse(middle[:, 0::2])
             levels.append(Level(lower, upper, inverse))
-            pivots.append(inverse)
-            units.append(unit[:, 0::2])
+            size = inverse.abs() if inverse.ndim == 3 else inverse.abs().amax(3)
+            sizes.append((size * unit[:, 0::2]).flatten(1).amax(1))
             if middle.shape[1] == 1:
                 break
             left, right = _times(lower[:, 1::2], inverse[:, :-1]), _times(upper[:, 1::2], inverse[:, 1:])
             middle = _less(_less(middle[:, 1::2], left, upper[:, 0:-1:2]), right, lower[:, 2::2])
             lower, upper = -_times(left, lower[:, 0:-1:2]), -_times(right, upper[:, 2::2])
             unit = unit[:, 1::2]
-        rows = [inverse.abs() if inverse.ndim == 3 else inverse.abs().amax(3) for inverse in pivots]
-        rcond = (torch.cat(rows, 1) * torch.cat(units, 1)).flatten(1).amax(1).reciprocal()
+        rcond = torch.stack(sizes).amax(0).reciprocal()
         return CyclicReductionState(tuple(levels), operator.size, operator.order, scale, rcond.isfinite(), rcond)
 
     def solve(self, state: CyclicReductionState, rhs: Tensor) -> Tensor:
@@ -216,7 +221,7 @@ class CyclicReduction(Solver):
         eliminated = []
         for lower, upper, inverse in state.levels:
             if r.shape[1] < lower.shape[1]:
-                r = torch.cat([r, torch.zeros_like(r[:, :1])], 1)
+                r = torch.cat([r, r.new_zeros(r.shape[0], lower.shape[1] - r.shape[1], *r.shape[2:])], 1)
             even = _times(inverse, r[:, 0::2])
             eliminated.append(even)
             r = _less(_less(r[:, 1::2], lower[:, 1::2], even[:, :-1]), upper[:, 1::2], even[:, 1:])
@@ -273,12 +278,27 @@ def _inverse(block: Tensor) -> Tensor:
     return torch.where((info == 0)[..., None, None], inverse, torch.inf)
 
 
-def _padded(lower: Tensor, middle: Tensor, upper: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One block row more: an identity that nothing is coupled with."""
-    zero, one = torch.zeros_like(lower[:, :1]), torch.zeros_like(middle[:, :1])
-    (one if one.ndim == 3 else one.diagonal(dim1=2, dim2=3)).fill_(1)
-    unit = torch.cat([unit, torch.ones_like(unit[:, :1])], 1)
-    return torch.cat([lower, zero], 1), torch.cat([middle, one], 1), torch.cat([upper, zero], 1), unit
+def _num_rows(n: int) -> int:
+    """How many block rows there are with those that are added: odd at this level, and at further ones where few do it.
+
+    Adding rows takes several calls at each level, so enough for all levels but the last few are added at the first.
+    """
+    step = 2 ** max(1, (n // _MOST_ADDED).bit_length() - 1)
+    return -(-(n + 1) // step) * step - 1
+
+
+def _padded(
+    lower: Tensor, middle: Tensor, upper: Tensor, unit: Tensor, num_rows: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Block rows more: identities that nothing is coupled with."""
+    zero = torch.zeros_like(lower[:, :1]).expand(-1, num_rows, *lower.shape[2:])
+    w = lower.shape[2]
+    one = torch.eye(w, dtype=lower.dtype, device=lower.device) if middle.ndim == 4 else torch.ones_like(lower[:, :1])
+    one = one.expand(len(middle), num_rows, *middle.shape[2:])
+    none = torch.ones_like(unit[:, :1]).expand(-1, num_rows, -1)
+    parts = ((lower, zero), (middle, one), (upper, zero), (unit, none))
+    lower, middle, upper, unit = (torch.cat(pair, 1) for pair in parts)
+    return lower, middle, upper, unit
 
 
 def _blocks(band: Tensor) -> tuple[Tensor, Tensor, Tensor]:

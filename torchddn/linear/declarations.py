@@ -458,11 +458,16 @@ def _band_entries(banded: Banded, size: int, device: torch.device) -> tuple[Tens
 
 def _tridiagonal(products: Tensor) -> Tensor:
     """The band of three diagonals, ``(B, 3, m)``, of products ``(3, B, m)``: chosen, which is faster than looked up."""
-    _, _, m = products.shape
-    column = torch.arange(m, device=products.device) + torch.arange(-1, 2, device=products.device).unsqueeze(1)
-    color = torch.where((column >= 0) & (column < m), column % 3, -1)
+    color = _band_colors(products.shape[2], products.dtype, products.device)
     first, second, third = products.unsqueeze(2)
     return torch.where(color == 0, first, torch.where(color == 1, second, torch.where(color == 2, third, 0.0)))
+
+
+@functools.lru_cache(maxsize=64)
+def _band_colors(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The color of the variable at each place of a band of three diagonals, ``(3, m)``; -1 for none."""
+    column = torch.arange(size, device=device) + torch.arange(-1, 2, device=device).unsqueeze(1)
+    return torch.where((column >= 0) & (column < size), column % 3, -1).to(dtype)
 
 
 def _as_index(order: tuple[int, ...], device: torch.device) -> Tensor:

@@ -148,9 +148,10 @@ def _masked(H: Operator, free: Tensor | None) -> Operator:
     assert isinstance(H, BandedMatrix), "what is remembered can be masked"
     w = H.band.shape[1] // 2
     free = free if H.order is None else free[:, H.order]
-    both = free.unsqueeze(1) & pad(free, (w, w)).unfold(1, H.size, 1)
-    band = torch.where(both, H.band, 0)
-    band[:, w] = torch.where(free, band[:, w], 1)
+    weight = free.to(H.dtype)  # compiled, numbers are faster than flags
+    both = weight.unsqueeze(1) * pad(weight, (w, w)).unfold(1, H.size, 1)
+    identity = (torch.arange(2 * w + 1, dtype=H.dtype, device=H.device) == w).to(H.dtype).unsqueeze(1)
+    band = torch.where(both > 0, H.band, identity)
     return BandedMatrix(band, H.symmetric, H.order)
 
 
