@@ -8,6 +8,7 @@ from torch import Tensor
 import torchddn as ddn
 from torchddn import Status, solvers
 from torchddn.door import prepare
+from torchddn.solvers import active_set_newton
 from torchddn.solvers.active_set_newton import ActiveSetNewton
 
 
@@ -63,6 +64,31 @@ def test_node_reports_the_same_whichever_solver_did_the_work(kind):
     torch.testing.assert_close(fast.objective, robust.objective, atol=1e-10, rtol=1e-10)
     assert torch.equal(fast.status, robust.status)
     assert torch.stack([fast.stationarity, fast.feasibility, fast.complementarity]).max() < 1e-10
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_factors_that_are_used_twice_save_steps(kind, monkeypatch):
+    x = randn(8, 24)
+    twice = run(problem(kind), x)
+    monkeypatch.setattr(active_set_newton, "_LARGE", 25)
+    once = run(problem(kind), x)
+    assert (twice.status == Status.CONVERGED).all()
+    torch.testing.assert_close(twice.y, once.y, atol=1e-13, rtol=1e-13)
+    assert (twice.num_steps <= once.num_steps).all()
+    assert twice.num_steps.sum() < once.num_steps.sum()
+
+
+def test_curvature_that_may_change_its_sign_on_the_way_is_looked_at_again():
+    # From (1e-4, 0), where it is convex, one short step leads to the saddle at zero.
+    saddle = ddn.Problem.from_functions(
+        lambda y, x: 0.5 * y[0] ** 2 + 0.5 * (y[0] - 5e-5) * y[1] ** 2 + y[1] ** 4,
+        initial=lambda x: torch.stack([1e-4 * x, 0 * x]),
+    )
+    x = torch.ones(3, dtype=torch.float64)
+    assert (run(saddle, x).status != Status.CONVERGED).all()
+    solved = ddn.DeclarativeNode(saddle).solve(x)
+    assert (solved.status == Status.CONVERGED).all()
+    assert (solved.y[:, 1].abs() > 1e-3).all()
 
 
 def test_quadratic_program_takes_three_steps_at_most():

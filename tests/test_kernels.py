@@ -13,11 +13,14 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.functional import pad
 from torch.utils import _pytree as pytree
 
 import torchddn as ddn
 from torchddn import kernels
 from torchddn.capture import fingerprint
+from torchddn.kernel_layout import lay_out
 from torchddn.linear import declarations
 from torchddn.structure import forget
 from torchddn.testing import collection
@@ -32,6 +35,7 @@ def replayed(monkeypatch):
     graphs: list[torch.fx.GraphModule] = []
 
     def replay(graph, tensors):
+        lay_out(graph, tensors)
         graphs.append(graph)
         return graph
 
@@ -261,6 +265,39 @@ def test_the_compiler_makes_the_same_function(at_once, monkeypatch):
 def test_the_compiler_makes_the_same_function_of_every_problem(name, at_once):
     problem, n = PROBLEMS[name]
     assert_same(problem, randn(6, n))
+
+
+def _changed_margins(y):
+    wide = pad(y, (0, 0, 1, -2), value=2.0)
+    wide.mul_(3.0)  # is no other tensor
+    return wide + y[:, :1].sum()
+
+
+LAYOUTS = {
+    "flattened": lambda y: (y.unsqueeze(2) * y.unsqueeze(1)).flatten(1) + 1,
+    "flattened, of a broadcast": lambda y: y.unsqueeze(2).expand(-1, -1, 7).flatten(1) * 2,
+    "flattened but for the batch": lambda y: (y.unsqueeze(2) * y.unsqueeze(1)).unflatten(0, (2, -1)).flatten(2, 3),
+    "margins": lambda y: pad(y, (1, 0)) - pad(y, (0, 1)),
+    "margins of some number": lambda y: pad(y * 2, (2, 3, 1, 0), value=-1.0),
+    "negative margins": lambda y: pad(y * 2, (-1, 2)) + pad(y, (2, -1)),
+    "negative margins alone": lambda y: pad(y, (-3, -1)),
+    "changed in place": _changed_margins,
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_graph_that_is_laid_out_for_the_compiler_stays_equal(name):
+    function = LAYOUTS[name]
+    y, other = torch.randn(2, 12, 60, dtype=D)
+    graph = make_fx(lambda y: [function(y)])(y)
+    before = graph.code
+    lay_out(graph, [y])
+    assert graph.code != before
+    kept = other.clone()
+    (found,) = graph(other)
+    assert torch.equal(found, function(other.clone()))
+    assert torch.equal(other, kept)
+    assert found.is_contiguous()
 
 
 def test_a_function_is_compiled_when_it_has_been_called_often(replayed, monkeypatch):

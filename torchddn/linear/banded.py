@@ -232,10 +232,9 @@ class CyclicReduction(Solver):
             if n == 1:
                 u = even
                 continue
-            coupling = torch.zeros_like(even)
-            coupling[:, 1:] = _times(lower[:, 2::2], odd)
-            coupling[:, :-1] += _times(upper[:, 0:-1:2], odd)
-            even = _less(even, inverse, coupling)
+            behind, ahead = _times(lower[:, 2::2], odd), _times(upper[:, 0:-1:2], odd)
+            inner = (0, 0) * (behind.ndim - 2)
+            even = _less(even, inverse, pad(behind, (*inner, 1, 0)) + pad(ahead, (*inner, 0, 1)))
             # In turn: there is one even row more.
             odd = torch.cat([odd, torch.zeros_like(even[:, :1])], 1)
             u = torch.stack([even, odd], 2).flatten(1, 2)[:, :n]

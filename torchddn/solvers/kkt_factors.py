@@ -19,7 +19,8 @@ class KKTFactors(NamedTuple):
     """What solves ``H d + A' n = rhs``, ``A d = -c`` in the rows that hold, ``n = 0`` in the others.
 
     Attributes:
-        is_minimum: Whether ``H`` is positive definite along the rows, and these are independent, ``(B,)``.
+        margin: Which relative change of the derivatives leaves it a strict minimum, about, ``(B,)``: ``H`` is positive
+            definite along the rows, and these are independent. Zero where it is none.
         free: Which variables are not held at a bound, ``(B, m)``; None for all.
         weight: Of the squares of the rows in what is factored, ``(B, 1)``.
         L: Cholesky factor of ``H + weight A' A``, ``(B, m, m)``.
@@ -29,7 +30,7 @@ class KKTFactors(NamedTuple):
         L_S: Cholesky factor of the Schur complement, ``half' half``, ``(B, r, r)``.
     """
 
-    is_minimum: Tensor
+    margin: Tensor
     free: Tensor | None
     weight: Tensor
     L: Tensor
@@ -37,6 +38,11 @@ class KKTFactors(NamedTuple):
     units: Tensor
     half: Tensor
     L_S: Tensor
+
+    @property
+    def is_minimum(self) -> Tensor:
+        """Whether it is a strict minimum beyond rounding, ``(B,)``."""
+        return self.margin > 0
 
     def solve(self, rhs: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """``d``, ``(B, m)``, zero where variables are held, and ``n``, ``(B, r)``; if it is no minimum a compromise."""
@@ -72,37 +78,39 @@ def factorize(H: Tensor, A: Tensor, stiffness: Tensor, held: Held, has_bounds: b
         H.diagonal(dim1=-2, dim2=-1).add_(out * stiffness)
         A = A.masked_fill(out[:, None], 0.0)
     weight = torch.zeros_like(stiffness)
-    L, definite = _factor(H)
+    L, curved = _factor(H, stiffness)
     if not A.shape[1]:
-        return KKTFactors(definite, free, weight, L, A, A[..., 0], A.mT, A[..., :0])
+        return KKTFactors(curved, free, weight, L, A, A[..., 0], A.mT, A[..., :0])
     size = torch.linalg.vector_norm(A, dim=-1)
     kept = held.rows.to(H.dtype)
     units = kept / torch.where(size > 0, size, 1.0)
     A = A * units[..., None]
     for factor in _WEIGHTS:
-        if trusting or is_settled(definite):
+        if trusting or is_settled(curved > 0):
             break
         # Convex along the constraints is enough: their squares change neither the step nor the multipliers.
+        definite = curved > 0
         weight = torch.where(definite[:, None], weight, factor * stiffness)
-        L_along, along = _factor(H + weight[..., None] * (A.mT @ A))
+        L_along, along = _factor(H + weight[..., None] * (A.mT @ A), stiffness)
         L = torch.where(definite[:, None, None], L, L_along)
-        definite = definite | along
+        curved = torch.where(definite, curved, along)
     else:
-        L = torch.where(definite[:, None, None], L, stiffness.sqrt()[..., None] * identity_like(H))
+        L = torch.where((curved > 0)[:, None, None], L, stiffness.sqrt()[..., None] * identity_like(H))
     half = torch.linalg.solve_triangular(L, A.mT, upper=False)
     S = half.mT @ half
     # A row that does not hold is an equation of its own.
     S.diagonal(dim1=-2, dim2=-1).add_((1 - kept) / stiffness)
-    L_S, independent = _factor(S)
-    if not (trusting or is_settled(independent)):
+    L_S, independent = _factor(S, S.diagonal(dim1=-2, dim2=-1))
+    if not (trusting or is_settled(independent > 0)):
         # Too many rows look active: a compromise may bring some of them off again.
         S.diagonal(dim1=-2, dim2=-1).add_(1e-2 / stiffness)
-        L_S = torch.where(independent[:, None, None], L_S, torch.linalg.cholesky_ex(S)[0])
-    return KKTFactors(definite & independent, free, weight, L, A, units, half, L_S)
+        L_S = torch.where((independent > 0)[:, None, None], L_S, torch.linalg.cholesky_ex(S)[0])
+    return KKTFactors(torch.minimum(curved, independent), free, weight, L, A, units, half, L_S)
 
 
-def _factor(K: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factor, and whether it is one of a matrix that is definite beyond rounding."""
+def _factor(K: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factor, and its least pivot in these units, ``(B,)``, which is zero if the matrix is not definite."""
     L, info = torch.linalg.cholesky_ex(K)
     pivots, entries = L.diagonal(dim1=-2, dim2=-1).square(), K.diagonal(dim1=-2, dim2=-1)
-    return L, (info == 0) & (pivots > torch.finfo(K.dtype).eps ** 0.75 * entries).all(-1)
+    definite = (info == 0) & (pivots > torch.finfo(K.dtype).eps ** 0.75 * entries).all(-1)
+    return L, torch.where(definite, (pivots / unit).amin(-1), 0.0)
