@@ -166,7 +166,10 @@ class _Color(NamedTuple):
         if self.members is None:
             return y.new_zeros(len(y), a + 1, *y.shape[2:]).index_add_(1, self.own, y)[:, :a]
         if self.axis == 1:
-            return y.unflatten(1, (self.length, a)).sum(1)
+            # As a product: compiled, a sum over an axis that is not the last may be done number by number. Of two rows
+            # that are the same, since a product with one is compiled to that sum.
+            in_turn = y.reshape(len(y), self.length, -1)
+            return (in_turn.new_ones(len(y), 2, self.length) @ in_turn)[:, 0].view(len(y), a, *y.shape[2:])
         if self.axis == 0:
             y = _take(y if self.is_even else _with_zero(y), self.members)
         return y.unflatten(1, (a, self.length)).sum(2)
