@@ -300,6 +300,15 @@ def test_a_graph_that_is_laid_out_for_the_compiler_stays_equal(name):
     assert found.is_contiguous()
 
 
+@needs_compiler
+def test_graphs_that_are_laid_out_compile_to_the_same_function(at_once):
+    y = torch.randn(12, 60, dtype=D)
+    functions = list(LAYOUTS.values())
+    compiled = kernels.Kernels("test").make(lambda y: [function(y) for function in functions], [y])
+    for found, function in zip(compiled(y), functions, strict=True):
+        torch.testing.assert_close(found, function(y), atol=1e-14, rtol=1e-14)
+
+
 def test_a_function_is_compiled_when_it_has_been_called_often(replayed, monkeypatch):
     monkeypatch.setattr(kernels, "_REPLAYS", 3)
     node = ddn.DeclarativeNode(Fit(), compile=True)

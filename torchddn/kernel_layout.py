@@ -6,7 +6,7 @@ So what is flattened is written down in its own shape first, and margins are wri
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +22,10 @@ _FEW = 512
 
 def lay_out(graph: GraphModule, tensors: Sequence[Tensor]) -> None:
     """Rewrites a graph, which stays equal, for arguments like ``tensors``."""
-    seen: dict[Node, Tensor] = {}
+    seen: dict[Node, _Form] = {}
     _Watch(graph, seen).run(*tensors)
-    for node in reversed(graph.graph.nodes):
-        if node.op != "call_function" or node not in seen or seen[node].numel() < _FEW:
+    for node in reversed(list(graph.graph.nodes)):
+        if node.op != "call_function" or node not in seen or seen[node].shape.numel() < _FEW:
             continue
         better = None
         if node.target in _VIEWS:
@@ -38,29 +38,38 @@ def lay_out(graph: GraphModule, tensors: Sequence[Tensor]) -> None:
     graph.recompile()
 
 
-class _Watch(Interpreter):
-    """Runs a graph and keeps what it makes."""
+class _Form(NamedTuple):
+    """A tensor but for its numbers."""
 
-    def __init__(self, graph: GraphModule, seen: dict[Node, Tensor]) -> None:
+    shape: torch.Size
+    stride: tuple[int, ...]
+    fills_storage: bool  # contiguous, from the beginning of the storage
+    dtype: torch.dtype
+    device: torch.device
+
+
+class _Watch(Interpreter):
+    """Runs a graph and writes down the form of what it makes."""
+
+    def __init__(self, graph: GraphModule, seen: dict[Node, _Form]) -> None:
         super().__init__(graph)
         self._seen = seen
 
     def run_node(self, n: Node) -> Any:
         result = super().run_node(n)
         if isinstance(result, Tensor):
-            self._seen[n] = result
+            fills_storage = result.is_contiguous() and not result.storage_offset()
+            self._seen[n] = _Form(result.shape, result.stride(), fills_storage, result.dtype, result.device)
         return result
 
 
-def _flattened(graph: Graph, node: Node, seen: dict[Node, Tensor]) -> Node | None:
+def _flattened(graph: Graph, node: Node, seen: dict[Node, _Form]) -> Node | None:
     """A view in which axes are merged, of numbers that are written down."""
     source, result = node.all_input_nodes[0], seen[node]
-    if source.op == "placeholder" or not seen[source].is_contiguous() or not _merges(seen[source].shape, result.shape):
+    if source.op == "placeholder" or not seen[source].fills_storage or not _merges(seen[source].shape, result.shape):
         return None
     with graph.inserting_before(node):
-        return graph.call_function(
-            torch.ops.aten.as_strided.default, (source, list(result.shape), list(result.stride()))
-        )
+        return graph.call_function(torch.ops.aten.as_strided.default, (source, list(result.shape), list(result.stride)))
 
 
 def _merges(before: torch.Size, after: torch.Size) -> bool:
@@ -77,7 +86,7 @@ def _merges(before: torch.Size, after: torch.Size) -> bool:
     return all(size == 1 for size in rest)
 
 
-def _padded(graph: Graph, node: Node, seen: dict[Node, Tensor]) -> Node | None:
+def _padded(graph: Graph, node: Node, seen: dict[Node, _Form]) -> Node | None:
     """Margins by concatenation, negative ones by slices."""
     source, margins, value = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else 0
     assert isinstance(source, Node) and isinstance(margins, list | tuple)
