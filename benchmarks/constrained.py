@@ -16,6 +16,9 @@ and bounds. Who solves them (``pip install -e '.[bench]'``; who is not installed
   ``vmap_solve``, one by one.
 * SciPy's SLSQP in a loop, with functions and derivatives by hand in NumPy; the gradient by the dense formula.
 
+Set ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_MMAP_THRESHOLD_`` to 10000000000, as for a long training run, or else memory
+goes back to the system after every call.
+
 What is right is known without any of them: the problem is convex, so a point that satisfies the conditions, which are
 evaluated here in closed form, is the solution, and the dense formula in closed form is its gradient.
 """

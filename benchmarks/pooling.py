@@ -12,8 +12,6 @@ Processor time; set ``MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_MMAP_THRESHOLD_=
 every one of them is spent on handing pages back to the system and asking for them again.
 """
 
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 
@@ -25,7 +23,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from benchmarks.timing import cpu_ms, table
+from benchmarks.timing import cpu_ms, interleaved, table
 from torchddn import penalties
 from torchddn.functional import robust_pool, robust_vector_pool
 
@@ -98,23 +96,6 @@ def both(pool: Callable[[Tensor], Tensor], x: Tensor, v: Tensor) -> Tensor:
     """Forward and backward."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(pool(x), x, v)[0]
-
-
-def interleaved(calls: dict[str, Callable[[], object]], num_rounds: int = 9) -> dict[str, tuple[float, float]]:
-    """Least and median processor time of each in milliseconds, over rounds that make every call once.
-
-    In turn, so that whatever else the machine does meets all of them; those that take a second, three times.
-    """
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(num_rounds):
-        for name, call in calls.items():
-            if number < 3 or min(times[name]) < 1e3:
-                start = time.process_time()
-                call()
-                times[name].append(1e3 * (time.process_time() - start))
-    return {name: (min(taken), statistics.median(taken)) for name, taken in times.items()}
 
 
 def scalar() -> str:

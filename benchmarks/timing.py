@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -36,6 +36,34 @@ def cpu_ms(function: Callable[[], object], seconds: float = 0.5, least: int = 3)
         function()
         num_calls += 1
     return 1e3 * (time.process_time() - start) / num_calls
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], num_rounds: int = 9, milliseconds: float = 0.0
+) -> dict[str, tuple[float, float]]:
+    """Least and median processor time of each in milliseconds, over rounds in which every call has its turn.
+
+    Whatever else the machine does meets all of them. Those that take a second have three turns.
+
+    Args:
+        calls: The calls by name.
+        num_rounds: How many rounds.
+        milliseconds: Length of a turn; a short call is made as often as it takes, once at least.
+    """
+    counts = dict.fromkeys(calls, 1)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(-1, num_rounds):
+        for name, call in calls.items():
+            if number < 3 or min(times[name]) < 1e3:
+                start = time.process_time()
+                for _ in range(counts[name]):
+                    call()
+                each = 1e3 * (time.process_time() - start) / counts[name]
+                if number < 0:  # a round to warm up
+                    counts[name] = max(1, round(milliseconds / each))
+                else:
+                    times[name].append(each)
+    return {name: (min(taken), statistics.median(taken)) for name, taken in times.items()}
 
 
 def _used_cuda() -> bool:
