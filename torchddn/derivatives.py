@@ -298,6 +298,7 @@ def _basis(value: Tensor) -> Tensor:
     """Unit cotangents ``(r, B, r)`` for a value ``(B, r)``."""
     num_items, num_rows = value.shape
     # Not `torch.eye`: compiled, that one compares integers, number by number.
-    index = torch.arange(num_rows, dtype=value.dtype, device=value.device)
+    counting = torch.promote_types(value.dtype, torch.float32)  # half precision counts to 256 only
+    index = torch.arange(num_rows, dtype=counting, device=value.device)
     eye = (index[:, None] == index).to(value.dtype)
     return eye[:, None, :].expand(num_rows, num_items, num_rows)

@@ -46,7 +46,7 @@ class KKTFactors(NamedTuple):
 
     def solve(self, rhs: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """``d``, ``(B, m)``, zero where variables are held, and ``n``, ``(B, r)``; if it is no minimum a compromise."""
-        rhs = rhs if self.free is None else rhs * self.free
+        rhs = rhs if self.free is None else torch.where(self.free, rhs, 0.0)
         if not c.shape[1]:
             return back_substitute(self.L, rhs), c
         c = c * self.units
