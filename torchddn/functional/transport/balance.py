@@ -71,10 +71,11 @@ class _System(NamedTuple):
     def select(self, items: Tensor | slice) -> "_System":
         return _System(*(tensor[items] for tensor in self))
 
-    def relative(self, r: Tensor) -> Tensor:
-        """The size of a residual of the first block, relative to that of the right-hand side, ``(R,)``."""
-        size = (self.g.square() / self.d1).sum(dim=1) + (self.h.square() / self.d2).sum(dim=1)
-        return ((r.square() / self.d1).sum(dim=1) / torch.where(size > 0, size, 1)).sqrt()
+
+def _relative(r: Tensor, d1: Tensor, d2: Tensor, g: Tensor, h: Tensor) -> Tensor:
+    """The size of a residual of the first block, relative to that of the right-hand side (g, h), ``(R,)``."""
+    size = (g.square() / d1).sum(dim=1) + (h.square() / d2).sum(dim=1)
+    return ((r.square() / d1).sum(dim=1) / size.clamp_(min=1e-300)).sqrt_()
 
 
 def work_of_factoring(m: int) -> int:
@@ -94,24 +95,30 @@ def balance(
         y, x, residual, undetermined = balance(P.mT, f, e, h, g, rtol, unique=unique)
         return Balance(x, y, residual, undetermined)
     p, q = P.sum(dim=2).double(), P.sum(dim=1).double()
-    empty_p, empty_q = p <= 0, q <= 0
-    simple = e is None and f is None and not bool(empty_p.any() | empty_q.any())
-    e, f = torch.zeros_like(p) if e is None else e, torch.zeros_like(q) if f is None else f
-    d1, d2 = (p + e).masked_fill_(empty_p, 1), (q + f).masked_fill_(empty_q, 1)
-    system = _System(P, p, q, e, f, d1, d2, g.masked_fill(empty_p, 0), h.masked_fill(empty_q, 0))
-    project = center if simple else whole(p, q, e, f).project
-    g, h = project(system.g, system.h)
+    empty = None
+    if e is None and f is None and bool(torch.minimum(p.amin(), q.amin()) > 0):
+        d1, d2, project = p, q, center
+    else:
+        empty = p <= 0, q <= 0
+        e, f = torch.zeros_like(p) if e is None else e, torch.zeros_like(q) if f is None else f
+        d1, d2 = (p + e).masked_fill_(empty[0], 1), (q + f).masked_fill_(empty[1], 1)
+        g, h = g.masked_fill(empty[0], 0), h.masked_fill(empty[1], 0)
+        project = whole(p, q, e, f).project
+    a, b = project(g, h)
     most = work_of_factoring(P.shape[1])
-    x, done = conjugate_gradients(P, d1, d2, g - row_sums(P, (h / d2).to(P.dtype)), rtol, most)
-    y = (h - column_sums(P, x.to(P.dtype))) / d2
-    residual = system.relative(g - d1 * x - row_sums(P, y.to(P.dtype)))
+    x, done = conjugate_gradients(P, d1, d2, a - row_sums(P, (b / d2).to(P.dtype)), rtol, most)
+    y = (b - column_sums(P, x.to(P.dtype))) / d2
+    residual = _relative(a - d1 * x - row_sums(P, y.to(P.dtype)), d1, d2, g, h)
     x, y = project(x, y)
     done &= residual <= default_rtol(P.dtype)
     undetermined = torch.zeros_like(done)
     if unique:
-        undetermined = empty_p.any(dim=1) | empty_q.any(dim=1)
+        if empty is not None:
+            undetermined = empty[0].any(dim=1) | empty[1].any(dim=1)
         done &= linked(P, p, q, most)
     if not bool(done.all()):
+        none = torch.zeros_like(p), torch.zeros_like(q)
+        system = _System(P, p, q, none[0] if e is None else e, none[1] if f is None else f, d1, d2, g, h)
         items = (~done).nonzero().squeeze(1)
         num_items = max(1, (_CHUNK if P.device.type == "cpu" else 2**28) // P.shape[1] ** 2)
         for some in items.split(num_items):
@@ -140,7 +147,7 @@ def _by_parts(system: _System) -> Balance:
             x_next = x + torch.nan_to_num(change.squeeze(2)) * scale
             y_next = (h - column_sums(exact, x_next)) / d2
             r_next = g - d1 * x_next - row_sums(exact, y_next)
-            residual_next = system.relative(r_next)
+            residual_next = _relative(r_next, d1, d2, system.g, system.h)
             better = (residual_next < residual).unsqueeze(1)
             x, y, r = (torch.where(better, *pair) for pair in ((x_next, x), (y_next, y), (r_next, r)))
             residual = torch.fmin(residual, residual_next)
@@ -171,32 +178,36 @@ def conjugate_gradients(
 ) -> tuple[Tensor, Tensor]:
     """``x`` of ``(diag(d1) - P diag(1 / d2) P^T) x = rhs``, and which items have it to ``rtol``.
 
-    An item that will not arrive within ``max_steps`` at the speed that it shows is given up early.
+    Preconditioned by d1, in the dtype of the plan. An item that will not arrive within ``max_steps`` at the speed that
+    it shows is given up early.
     """
-    dtype = P.dtype
-    left, right = d1.rsqrt().to(dtype), (1 / d2).to(dtype)
-    rhs_size = (rhs * d1.rsqrt()).norm(dim=1, keepdim=True)
-    unit = torch.where(rhs_size > 0, rhs_size, 1)
-    residual = (rhs * d1.rsqrt() / unit).to(dtype)
-    x, direction = torch.zeros_like(residual), residual
-    square = (residual * residual).sum(dim=1, keepdim=True)
-    first = square
-    goal = rtol * rtol
+    dtype, goal, tiny = P.dtype, rtol * rtol, torch.finfo(P.dtype).tiny
+    weight, inverse, right = (row.to(dtype).unsqueeze(1) for row in (d1, 1 / d1, 1 / d2))
+    unit = (rhs.square() / d1).sum(dim=1, keepdim=True).sqrt_().clamp_(min=1e-300)
+    residual = (rhs / unit).to(dtype).unsqueeze(1)
+    x, direction = torch.zeros_like(residual), residual * inverse
+    square = first = torch.bmm(residual, direction.mT)
+    running = square > goal
     for step in range(1, max_steps + 1):
-        scaled = left * direction
-        image = direction - left * row_sums(P, right * column_sums(P, scaled))
-        curvature = (direction * image).sum(dim=1, keepdim=True)
-        length = torch.where((square > goal) & (curvature > 0), square / curvature, 0)
-        x = torch.addcmul(x, length, direction)
-        residual = torch.addcmul(residual, length, image, value=-1)
-        square, last = (residual * residual).sum(dim=1, keepdim=True), square
-        if step % 4 == 0 or step == max_steps:
-            fall = (square / first).clamp(min=1e-30).log() / step
-            hopeless = (goal / square.clamp(min=1e-30)).log() / fall.clamp(max=-1e-6) > 1.2 * (max_steps - step)
-            if not bool(((square > goal) & ~hopeless).any()):
+        image = torch.bmm(torch.bmm(direction, P).mul_(right), P.mT)
+        image = torch.addcmul(image, weight, direction, value=-1)  # of the other sign
+        # Without curvature the step is no number, and the item is not done.
+        length = running * square / torch.bmm(direction, image.mT).neg_().clamp_(min=tiny)
+        x = x.addcmul_(length, direction)
+        residual = residual.addcmul_(length, image)
+        scaled = residual * inverse
+        square, last = torch.bmm(residual, scaled.mT), square
+        running = square > goal
+        if step in (2, 3, 6) or step % 4 == 0 or step == max_steps:
+            hopeful = running
+            if step >= 4:
+                fall = (square / first).clamp(min=tiny).log() / step
+                left = (goal / square.clamp(min=tiny)).log() / fall.clamp(max=-1e-6)
+                hopeful = running & (left <= 1.2 * (max_steps - step))
+            if not bool(hopeful.any()):
                 break
-        direction = torch.addcmul(residual, torch.where(last > goal, square / last, 0), direction)
-    return x.double() * d1.rsqrt() * unit, (square <= goal).squeeze(1)
+        direction = torch.addcmul(scaled, square / last.clamp(min=tiny), direction)
+    return x.squeeze(1) * unit, (square <= goal).flatten()
 
 
 def factored(P: Tensor, d2: Tensor, e: Tensor, f: Tensor | None, rhs: Tensor, grounded: Tensor) -> Tensor:

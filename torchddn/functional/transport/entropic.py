@@ -23,12 +23,13 @@ from torchddn.functional.transport.dual_newton import newton
 from torchddn.functional.transport.feasibility import blocked
 from torchddn.functional.transport.gibbs import Transport
 from torchddn.functional.transport.response import respond
-from torchddn.functional.transport.sinkhorn import sinkhorn
+from torchddn.functional.transport.sinkhorn import Scaled, sinkhorn
 from torchddn.status import Status
 
 __all__ = ["EntropicPlan", "finite_cost", "potentials"]
 
 _GENTLE = 30.0  # exponents that float32 rounds to 2e-6
+_SMALL_SHARE = 1e-12  # of the mass: a smaller marginal makes a plan that float32 cannot hold
 _SMALLEST = 1e-30  # entries of the plan, of mass one, below which they are zero
 
 
@@ -73,13 +74,15 @@ class EntropicPlan:
             )
         r, c, gamma, rho_r, rho_c = (tensor.double() for tensor in (r, c, gamma, rho_r, rho_c))
         low, high = cost.amin(dim=(1, 2)), cost.amax(dim=(1, 2))
+        mass_r, mass_c = r.sum(dim=1), c.sum(dim=1)
+        mass = (mass_r * mass_c).sqrt()
         if not self.penalized:
-            # Mostly there is nothing to set aside, which one look tells.
-            sums = r.sum(dim=1), c.sum(dim=1)
-            numbers = torch.stack([*sums, gamma, low.double(), high.double()])
-            least = torch.minimum(r.amin(dim=1), c.amin(dim=1))
-            if bool((numbers.isfinite() & (least > 0)).all()):
-                return self._scale(cost, r, c, gamma, rho_r, rho_c, low, high, (sums[0] * sums[1]).sqrt(), masked=False)
+            # Mostly there is nothing to set aside, which one look tells: what is not finite fails here.
+            reach = gamma * (high.double() - low)
+            share = torch.minimum(r.amin(dim=1) / mass_r, c.amin(dim=1) / mass_c)
+            gentle = bool(((reach <= _GENTLE) & (share >= _SMALL_SHARE)).all())
+            if gentle or bool(((reach < torch.inf) & (share > 0)).all()):
+                return self._scale(cost, r, c, gamma, rho_r, rho_c, low, high, mass, masked=False, gentle=gentle)
         numbers = torch.cat([r, c, gamma.unsqueeze(1), rho_r.nan_to_num(posinf=1).unsqueeze(1)], dim=1)
         finite = numbers.isfinite().all(dim=1) & rho_c.nan_to_num(nan=-torch.inf).ne(-torch.inf)
         finite &= (low > -torch.inf) & ~high.isnan()
@@ -93,7 +96,7 @@ class EntropicPlan:
             filled = finite & ~((bare_r.any(dim=1) & rho_r.isinf()) | (bare_c.any(dim=1) & rho_c.isinf()))
             # Where a penalty allows it, such a row moves nothing.
             r, c = r.masked_fill(bare_r, 0), c.masked_fill(bare_c, 0)
-        mass = (r.sum(dim=1) * c.sum(dim=1)).sqrt()
+            mass = (r.sum(dim=1) * c.sum(dim=1)).sqrt()
         empty = filled & (mass == 0)
         sound = filled & ~empty
         status = torch.where(finite, int(Status.INFEASIBLE), int(Status.NON_FINITE))
@@ -111,7 +114,7 @@ class EntropicPlan:
                 for all_items, some in zip((P, status, num_steps, error, u, v), found, strict=True):
                     all_items[items] = some
             return P, status, num_steps, error, u, v
-        return self._scale(cost, r, c, gamma, rho_r, rho_c, low, high, mass, masked=masked)
+        return self._scale(cost, r, c, gamma, rho_r, rho_c, low, high, mass, masked=masked, gentle=False)
 
     def _scale(
         self,
@@ -126,54 +129,56 @@ class EntropicPlan:
         mass: Tensor,
         *,
         masked: bool,
+        gentle: bool,
     ) -> Answer:
         """The same for items that are finite, and that no single row or column makes infeasible."""
-        h = 0.5 * mass.log().unsqueeze(1)
-        kappa_r, kappa_c = 1 / (gamma * rho_r), 1 / (gamma * rho_c)
         if self.penalized:
+            h = 0.5 * mass.log().unsqueeze(1)
+            kappa_r, kappa_c = 1 / (gamma * rho_r), 1 / (gamma * rho_c)
             r, c = r * (-kappa_r.unsqueeze(1) * h).exp(), c * (-kappa_c.unsqueeze(1) * h).exp()
             r, c = r / mass.unsqueeze(1), c / mass.unsqueeze(1)
         else:
+            kappa_r = kappa_c = torch.zeros_like(gamma)
             r, c = r / r.sum(dim=1, keepdim=True), c / c.sum(dim=1, keepdim=True)
-        gentle = not self.penalized and not masked and bool((gamma * (high.double() - low) <= _GENTLE).all())
         problem = Transport(cost, r, c, gamma, kappa_r, kappa_c, masked, self.penalized, gentle)
+        found = sinkhorn(problem, low, self.atol, self.max_steps)
+        P, (u, v), error, num_steps, _ = found
+        status = torch.zeros_like(num_steps)
+        if not bool((error <= self.atol).all()):
+            status = self._go_on(problem, found, low, high)
+        if not gentle:
+            P.masked_fill_(P < _SMALLEST, 0)
+        u = u + mass.log().unsqueeze(1)
+        if masked:
+            u, v = u.masked_fill(r == 0, 0), v.masked_fill(c == 0, 0)
+        return P.mul_(mass.to(P.dtype).reshape(-1, 1, 1)), status, num_steps, error, u, v
+
+    def _go_on(self, problem: Transport, found: Scaled, low: Tensor, high: Tensor) -> Tensor:
+        """Takes items that are not done to the end by Newton's method, in place, and returns the status of all."""
         # The rounding of float64 potentials, where they are large, is an error of the marginals that no step removes.
         largest = torch.maximum(torch.where(high.isinf(), low, high).abs(), low.abs()).double()
-        goal = (8 * torch.finfo(torch.float64).eps * gamma * largest).clamp(min=self.atol)
-        found = sinkhorn(problem, self.atol, self.max_steps)
-        (u, v), P, error, num_steps = found.potentials, found.P, found.error, found.num_steps
+        goal = (8 * torch.finfo(torch.float64).eps * problem.gamma * largest).clamp(min=self.atol)
+        P, (u, v), error, num_steps, rate = found
         left = ((error > goal) | ~error.isfinite()) & (num_steps < self.max_steps)
         if bool(left.any()):
             items = left.nonzero().squeeze(1)
             steps = self.max_steps - int(num_steps[items].min())
-            ended = newton(
-                problem.select(items),
-                found.potentials[items],
-                error[items],
-                found.rate[items],
-                self.atol,
-                goal[items],
-                steps,
-            )
-            if len(items) == len(P):
-                P = ended.P
-            else:
-                P[items] = ended.P
-            error[items] = ended.error
+            begin = found.potentials[items]
+            ended = newton(problem.select(items), begin, error[items], rate[items], self.atol, goal[items], steps)
+            P[items], error[items] = ended.P, ended.error
             u[items], v[items] = ended.potentials
             num_steps[items] += ended.num_steps
         status = torch.where(error <= goal, int(Status.CONVERGED), int(Status.MAX_STEPS))
-        failed = (status != Status.CONVERGED) & high.isinf() & rho_r.isinf() & rho_c.isinf()
+        if not problem.masked:
+            return status
+        failed = (status != Status.CONVERGED) & high.isinf() & (problem.kappa_r == 0) & (problem.kappa_c == 0)
         if bool(failed.any()):
             items = failed.nonzero().squeeze(1)
-            proven = items[blocked(cost[items], r[items], c[items], torch.ones_like(mass[items]), u[items])]
+            of_items = problem.select(items)
+            proven = items[blocked(of_items.cost, of_items.r, of_items.c, torch.ones_like(error[items]), u[items])]
             status[proven] = int(Status.INFEASIBLE)
             P[proven] = torch.nan
-        if not gentle:
-            P.masked_fill_(P < _SMALLEST, 0)
-        scale = mass.to(P.dtype)
-        u, v = (u + mass.log().unsqueeze(1)).masked_fill(r == 0, 0), v.masked_fill(c == 0, 0)
-        return P.mul_(scale.reshape(-1, 1, 1)), status, num_steps, error, u, v
+        return status
 
     def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
         cost, r, c, gamma = inputs[:4]
@@ -183,12 +188,12 @@ class EntropicPlan:
             p, q, e, f = self._marginals(P, inputs)
             unique = needed[1] or needed[2]
             x, y_ = respond(y, v, torch.zeros_like(p), torch.zeros_like(q), e, f, call=self.call, unique=unique)
-        dE = _slope(y, v, x, y_)
+        dcost = _slope(y, v, x, y_, gamma)
         grads: list[Tensor | None] = [None] * len(inputs)
         if needed[0]:
-            grads[0] = dE * gamma.reshape(-1, 1, 1)
+            grads[0] = dcost
         if needed[3]:
-            grads[3] = (dE * finite_cost(cost)).sum(dim=(1, 2))
+            grads[3] = (dcost * finite_cost(cost)).sum(dim=(1, 2)) / gamma
         if x is None or y_ is None or p is None or q is None:
             return [
                 torch.zeros_like(t) if g is None and w else g for g, w, t in zip(grads, needed, inputs, strict=True)
@@ -237,26 +242,30 @@ class EntropicPlan:
     def _marginals(self, P: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The sums of the plan, and ``kappa`` times them, empty without penalties."""
         if not self.penalized:  # nothing of them is needed but the shapes
-            p, q = inputs[1].double(), inputs[2].double()
+            p, q = (torch.zeros_like(z, dtype=torch.float64) for z in inputs[1:3])
             return p, q, p[:, :0], q[:, :0]
         p, q = P.sum(dim=2, dtype=torch.float64), P.sum(dim=1, dtype=torch.float64)
         gamma, rho_r, rho_c = (tensor.double().unsqueeze(1) for tensor in inputs[3:])
         return p, q, p * rho_r.reciprocal() / gamma, q * rho_c.reciprocal() / gamma
 
 
-def _slope(P: Tensor, v: Tensor, x: Tensor | None, y: Tensor | None) -> Tensor:
-    """``-P o (v - x_i - y_j)``, zero for items that are NaN; in place where nobody differentiates it."""
-    unsound = P[:, :1, :1].isnan()
+def _slope(P: Tensor, v: Tensor, x: Tensor | None, y: Tensor | None, gamma: Tensor) -> Tensor:
+    """``-gamma P o (v - x_i - y_j)``, zero for items that are NaN; in place where nobody differentiates it."""
+    unsound, gamma = P[:, :1, :1].isnan(), gamma.reshape(-1, 1, 1)
     if torch.is_grad_enabled():
         P, v = torch.where(unsound, 0, P), torch.where(unsound, 0, v)
         if x is not None and y is not None:
             v = v - x.to(v.dtype).unsqueeze(2) - y.to(v.dtype).unsqueeze(1)
-        return -(v * P)
+        return -gamma * (v * P)
     if x is None or y is None:
-        slope = v * P
+        slope = v * -gamma
     else:
-        slope = (v - x.to(v.dtype).unsqueeze(2)).sub_(y.to(v.dtype).unsqueeze(1)).mul_(P)
-    return slope.neg_().masked_fill_(unsound, 0)
+        x, y = (gamma * x.unsqueeze(2)).to(v.dtype), (gamma * y.unsqueeze(1)).to(v.dtype)
+        slope = torch.addcmul(y, v, -gamma).add_(x)
+    slope.mul_(P)
+    if bool(unsound.any()):
+        slope.masked_fill_(unsound, 0)
+    return slope
 
 
 def potentials(

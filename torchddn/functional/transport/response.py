@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from torchddn.errors import DegenerateGradientWarning
+from torchddn.functional.nodes.blocks import is_plain
 from torchddn.functional.nodes.degeneracy import warn_undetermined
 from torchddn.functional.nodes.handmade import Answer, solve
 from torchddn.functional.transport.balance import balance
@@ -40,7 +41,9 @@ def respond(
         unique: Whether x and y themselves are of use, not only ``P_ij (x_i + y_j)``: the answer is that of least norm.
         told: Whether to warn where that is one of many.
     """
-    z, _ = solve(Response(call, e.shape[1] > 0, unique, told), P, v, g, h, e, f)
+    inputs = P, v, g, h, e, f
+    formula = Response(call, e.shape[1] > 0, unique, told)
+    z, _ = formula.solve(inputs) if is_plain(*inputs) else solve(formula, *inputs)
     return z[:, : P.shape[1]], z[:, P.shape[1] :]
 
 
@@ -55,21 +58,22 @@ class Response:
 
     def solve(self, inputs: Sequence[Tensor]) -> Answer:
         P, v, g, h, e, f = inputs
-        sound = ~P[:, :1, :1].isnan()
-        if not bool(sound.all()):
-            P = torch.where(sound, P, 0)
+        unsound = P[:, 0, :1].isnan()
+        spoiled = bool(unsound.any())
+        if spoiled:
+            P = torch.where(unsound.unsqueeze(2), 0, P)
         weighted = P * v
-        g, h = g + weighted.sum(dim=2).double(), h + weighted.sum(dim=1).double()
+        g, h = g + weighted.sum(dim=2), h + weighted.sum(dim=1)
         del weighted
-        if not bool(sound.all()):
-            g, h = (torch.where(sound.squeeze(2), t, 0) for t in (g, h))
+        if spoiled:
+            g, h = (t.masked_fill_(unsound, 0) for t in (g, h))
         rtol = 4 * torch.finfo(P.dtype).eps
         penalties = (e, f) if self.penalized else (None, None)
         found = balance(P, *penalties, g, h, rtol, unique=self.unique)
         if self.told and self.unique:
             warn_undetermined(
                 self.call,
-                found.undetermined & sound.flatten(),
+                found.undetermined & ~unsound.flatten(),
                 "marginals of zero, or parts of the plan that no mass links, leave the response to r and c free",
                 "positive marginals, and a plan that links all rows and columns, determine it",
             )

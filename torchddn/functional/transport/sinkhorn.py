@@ -16,12 +16,13 @@ References:
     Transport Problems, 2018.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchddn.functional.transport.gibbs import Potentials, Transport, column_sums, plan, row_sums, start
+from torchddn.functional.transport.gibbs import Potentials, Transport, gentle_start, plan, start
 
 __all__ = ["Scaled", "sinkhorn"]
 
@@ -46,87 +47,114 @@ class Scaled(NamedTuple):
     num_steps: Tensor
     rate: Tensor
 
+    def put(self, items: Tensor, P: Tensor, found: "Scaled", which: Tensor) -> None:
+        """Overwrites those items by ``P``, and by ``which`` of the items that are ``found``."""
+        self.P[items] = P
+        self.potentials.u[items], self.potentials.v[items] = found.potentials[which]
+        self.error[items], self.num_steps[items], self.rate[items] = (t[which] for t in found[2:])
+
 
 def is_check(step: int) -> bool:
     """Whether to look at the error after this step: a look costs as much as a step."""
-    return step % (2 if step < 8 else 4 if step < 16 else 8) == 0
+    return step == 3 or (step > 2 and step % (2 if step < 8 else 4 if step < 16 else 8) == 0)
 
 
-def sinkhorn(problem: Transport, atol: float, max_steps: int) -> Scaled:
-    """Scales until the error is ``atol``, or Newton's method is faster, or the steps are spent."""
-    cost = problem.cost
-    num_items, m, _ = cost.shape
-    dtype, device = cost.dtype, cost.device
-    u, v = start(problem)
-    P = cost.new_empty(cost.shape)
-    error = torch.full((num_items,), torch.inf, dtype=torch.float64, device=device)
-    num_steps = torch.zeros(num_items, dtype=torch.int64, device=device)
-    rate = torch.ones_like(error)
+def sinkhorn(problem: Transport, low: Tensor, atol: float, max_steps: int) -> Scaled:
+    """Scales until the error is ``atol``, or Newton's method is faster, or the steps are spent.
 
-    items = torch.arange(num_items, device=device)
-    here, at = problem, Potentials(u.clone(), v.clone())
-    K = plan(here, at)
-    r, c, zero_r, zero_c = _targets(here, at, dtype)
-    a = torch.ones_like(r)
-    last_error, last_step = error, 0
-    for step in range(1, max_steps + 1):
-        b = _scaling(c, column_sums(K, a) + zero_c, here.kappa_c, here.penalized)
-        sums = row_sums(K, b)
+    ``low``, ``(R,)``, is the least cost of each item.
+    """
+    num_items, m, _ = problem.cost.shape
+    gentle = problem.gentle
+    if gentle:
+        at, K = gentle_start(problem, low)
+    else:
+        at = start(problem)
+        K = plan(problem, at)
+    r, c, zero_r, zero_c = _targets(problem, at)
+    kappa_r, kappa_c = (kappa.to(K.dtype).reshape(-1, 1, 1) for kappa in (problem.kappa_r, problem.kappa_c))
+    a = r if gentle else torch.ones_like(r)
+    last_error, last_step = torch.full((num_items,), torch.inf, dtype=torch.float64, device=K.device), 0
+    ended, items = None, torch.empty(0)  # all, once some have left, and who stays
+    step = 0
+    while True:
+        step += 1
+        b = _scaling(problem, c, torch.bmm(a, K), zero_c, kappa_c)
+        sums = torch.bmm(b, K.mT)
         if is_check(step) or step == max_steps:
-            wanted = r if not here.penalized else r * a.pow(-here.kappa_r.to(dtype).unsqueeze(1))
-            now = (wanted - a * (sums + zero_r)).abs().sum(dim=1, dtype=torch.float64)
-            settled = torch.maximum(_size(a), _size(b)) <= _DRIFT
-            done = settled & (now <= atol)
-            if len(items) == num_items and bool(done.all()):
-                P = K.mul_(a.unsqueeze(2)).mul_(b.unsqueeze(1))
-                absorbed = Potentials(at.u + a.double().log(), at.v + b.double().log())
-                return Scaled(P, absorbed, now, torch.full_like(num_steps, step), rate)
-            fall = (now / last_error).clamp(max=1.0).pow(1 / (step - last_step))
-            slow = _is_slow(now, fall, atol, m) if step >= 4 else torch.zeros_like(done)
-            leaves = done | ~now.isfinite() | (slow & torch.isfinite(last_error)) | (step == max_steps)
-            out, moved = bool(leaves.any()), not bool(settled.all())
-            absorbed = Potentials(at.u + a.double().log(), at.v + b.double().log())
+            wanted = r * a.pow(-kappa_r) if problem.penalized else r
+            error = (wanted - a * (sums + zero_r)).abs().sum(dim=(1, 2), dtype=torch.float64)
+            settled = _settled(problem, a, b)
+            leaves, rate = settled & (error <= atol), torch.ones_like(error)
+            if not bool(leaves.all()):
+                rate = (error / last_error).clamp(max=1.0).pow(1 / (step - last_step))
+                leaves |= ~error.isfinite() | (step == max_steps)
+                if step >= 4:
+                    leaves |= _is_slow(error, rate, atol, m) & last_error.isfinite()
+            out, moved = bool(leaves.any()), not gentle and not bool(settled.all())
+            absorbed = at
+            if out or moved:
+                absorbed = Potentials(at.u + a.squeeze(1).double().log(), at.v + b.squeeze(1).double().log())
             if out:
-                if len(items) == num_items and bool(leaves.all()):
-                    P = K.mul_(a.unsqueeze(2)).mul_(b.unsqueeze(1))
-                    error = torch.where(settled, now, torch.inf)
-                    return Scaled(P, absorbed, error, torch.full_like(num_steps, step), fall)
+                found = Scaled(
+                    K,
+                    absorbed,
+                    torch.where(settled, error, torch.inf),
+                    torch.full_like(leaves, step, dtype=torch.int64),
+                    rate,
+                )
+                if ended is None and bool(leaves.all()):
+                    K.mul_(a.mT).mul_(b)
+                    return found
                 which, stay = leaves.nonzero().squeeze(1), (~leaves).nonzero().squeeze(1)
-                gone = items[which]
-                P[gone] = (K[which] * a[which].unsqueeze(2)).mul_(b[which].unsqueeze(1))
-                u[gone], v[gone] = absorbed[which]
-                error[gone] = torch.where(settled[which], now[which], torch.inf)
-                num_steps[gone], rate[gone] = step, fall[which]
+                if ended is None:
+                    # Those that leave stay in K, and the others take a copy along.
+                    ended, items = found, torch.arange(num_items, device=K.device)
+                ended.put(items[which], K[which].mul_(a[which].mT).mul_(b[which]), found, which)
                 if not len(stay):
-                    break
-                items, here, at, absorbed = items[stay], here.select(stay), at[stay], absorbed[stay]
-                r, c, zero_r, zero_c, a, sums, now = (t[stay] for t in (r, c, zero_r, zero_c, a, sums, now))
-                K = K if moved else K[stay]
+                    return ended
+                K = K[stay]
+                items, at, absorbed = items[stay], at[stay], absorbed[stay]
+                r, c, zero_r, zero_c, a, sums, error = (t[stay] for t in (r, c, zero_r, zero_c, a, sums, error))
+                kappa_r, kappa_c = kappa_r[stay], kappa_c[stay]
             if moved:
-                at = absorbed
-                K = plan(here, at)
-                r, c, zero_r, zero_c = _targets(here, at, dtype)
-                sums, a = row_sums(K, torch.ones_like(c)), torch.ones_like(r)
-            last_error, last_step = now, step
-        a = _scaling(r, sums + zero_r, here.kappa_r, here.penalized)
-    return Scaled(P, Potentials(u, v), error, num_steps, rate)
+                at, here = absorbed, problem if ended is None else problem.select(items)
+                K = plan(here, at, out=K)
+                r, c, zero_r, zero_c = _targets(here, at)
+                del here
+                a = torch.ones_like(r)
+                sums = torch.bmm(torch.ones_like(c), K.mT)
+            last_error, last_step = error, step
+        a = _scaling(problem, r, sums, zero_r, kappa_r)
 
 
-def _targets(problem: Transport, at: Potentials, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """``r exp(-kappa_r u)``, ``c exp(-kappa_c v)`` with ones for zeros, and ones where these were zero."""
-    r, c = problem.marginals(at)
-    zero_r, zero_c = r == 0, c == 0
-    return (r + zero_r).to(dtype), (c + zero_c).to(dtype), zero_r.to(dtype), zero_c.to(dtype)
+def _targets(problem: Transport, at: Potentials) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows ``(R, 1, m)`` and ``(R, 1, n)`` of what to sum to: as ``problem.marginals`` says, in the dtype of the cost.
+
+    With ones for zeros, and ones where these were zero.
+    """
+    dtype = problem.cost.dtype
+    r, c = (marginal.to(dtype).unsqueeze(1) for marginal in problem.marginals(at))
+    if not problem.masked:
+        none = torch.zeros_like(r[:, :, :1])
+        return r, c, none, none
+    zero_r, zero_c = (r == 0).to(dtype), (c == 0).to(dtype)
+    return r + zero_r, c + zero_c, zero_r, zero_c
 
 
-def _scaling(target: Tensor, sums: Tensor, kappa: Tensor, penalized: bool) -> Tensor:
-    scaling = (target / sums).clamp_(1 / _BIGGEST, _BIGGEST)
-    return scaling.pow((1 / (1 + kappa)).to(scaling.dtype).unsqueeze(1)) if penalized else scaling
+def _scaling(problem: Transport, target: Tensor, sums: Tensor, zero: Tensor, kappa: Tensor) -> Tensor:
+    if problem.gentle:
+        return target / sums
+    scaling = (target / (sums + zero)).clamp_(1 / _BIGGEST, _BIGGEST)
+    return scaling.pow(1 / (1 + kappa)) if problem.penalized else scaling
 
 
-def _size(scaling: Tensor) -> Tensor:
-    low, high = scaling.aminmax(dim=1)
-    return torch.maximum(high.log(), -low.log())
+def _settled(problem: Transport, a: Tensor, b: Tensor) -> Tensor:
+    """Whether the scalings are small, ``(R,)``. Those of a gentle problem cannot grow."""
+    if problem.gentle:
+        return torch.ones(len(a), dtype=torch.bool, device=a.device)
+    extremes = torch.cat([a.amax(dim=2), b.amax(dim=2), 1 / a.amin(dim=2), 1 / b.amin(dim=2)], dim=1)
+    return extremes.amax(dim=1) <= math.exp(_DRIFT)
 
 
 def _is_slow(error: Tensor, rate: Tensor, atol: float, m: int) -> Tensor:
