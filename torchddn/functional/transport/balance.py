@@ -190,11 +190,11 @@ def conjugate_gradients(
     running = square > goal
     for step in range(1, max_steps + 1):
         image = torch.bmm(torch.bmm(direction, P).mul_(right), P.mT)
-        image = torch.addcmul(image, weight, direction, value=-1)  # of the other sign
-        # Without curvature the step is no number, and the item is not done.
-        length = running * square / torch.bmm(direction, image.mT).neg_().clamp_(min=tiny)
-        x = x.addcmul_(length, direction)
-        residual = residual.addcmul_(length, image)
+        image = torch.addcmul(image, weight, direction, value=-1)  # of the other sign, and so is the length
+        # Without curvature the length is no number, and the item is not done.
+        length = running * square / torch.bmm(direction, image.mT).clamp_(max=-tiny)
+        x = x.addcmul_(length, direction, value=-1)
+        residual = residual.addcmul_(length, image, value=-1)
         scaled = residual * inverse
         square, last = torch.bmm(residual, scaled.mT), square
         running = square > goal

@@ -147,7 +147,7 @@ class EntropicPlan:
         if not bool((error <= self.atol).all()):
             status = self._go_on(problem, found, low, high)
         if not gentle:
-            P.masked_fill_(P < _SMALLEST, 0)
+            torch.threshold_(P, _SMALLEST, 0)
         u = u + mass.log().unsqueeze(1)
         if masked:
             u, v = u.masked_fill(r == 0, 0), v.masked_fill(c == 0, 0)

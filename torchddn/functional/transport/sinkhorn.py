@@ -74,58 +74,61 @@ def sinkhorn(problem: Transport, low: Tensor, atol: float, max_steps: int) -> Sc
     r, c, zero_r, zero_c = _targets(problem, at)
     kappa_r, kappa_c = (kappa.to(K.dtype).reshape(-1, 1, 1) for kappa in (problem.kappa_r, problem.kappa_c))
     a = r if gentle else torch.ones_like(r)
-    last_error, last_step = torch.full((num_items,), torch.inf, dtype=torch.float64, device=K.device), 0
-    ended, items = None, torch.empty(0)  # all, once some have left, and who stays
-    step = 0
+    error = torch.full((num_items,), torch.inf, dtype=torch.float64, device=K.device)
+    rate, num_steps = torch.ones_like(error), torch.zeros_like(error, dtype=torch.int64)
+    over = torch.zeros_like(error, dtype=torch.bool)
+    ended, items = None, num_steps  # all, once some have left, and who stays
+    last_step = step = num_over = 0
     while True:
         step += 1
         b = _scaling(problem, c, torch.bmm(a, K), zero_c, kappa_c)
         sums = torch.bmm(b, K.mT)
         if is_check(step) or step == max_steps:
             wanted = r * a.pow(-kappa_r) if problem.penalized else r
-            error = (wanted - a * (sums + zero_r)).abs().sum(dim=(1, 2), dtype=torch.float64)
+            last_error, error = error, (wanted - a * (sums + zero_r)).abs().sum(dim=(1, 2), dtype=torch.float64)
             settled = _settled(problem, a, b)
-            leaves, rate = settled & (error <= atol), torch.ones_like(error)
+            num_steps = torch.where(over, num_steps, step)
+            leaves = over | (settled & (error <= atol))
             if not bool(leaves.all()):
-                rate = (error / last_error).clamp(max=1.0).pow(1 / (step - last_step))
+                fall = (error / last_error).clamp(max=1.0).pow(1 / (step - last_step))
+                rate = torch.where(over, rate, fall)
                 leaves |= ~error.isfinite() | (step == max_steps)
                 if step >= 4:
-                    leaves |= _is_slow(error, rate, atol, m) & last_error.isfinite()
-            out, moved = bool(leaves.any()), not gentle and not bool(settled.all())
-            absorbed = at
-            if out or moved:
+                    leaves |= _is_slow(error, fall, atol, m) & last_error.isfinite()
+            over, num_over, last_step = leaves, int(leaves.sum()), step
+            moved = not gentle and not bool(settled.all())
+            if moved or 2 * num_over >= len(over):
                 absorbed = Potentials(at.u + a.squeeze(1).double().log(), at.v + b.squeeze(1).double().log())
-            if out:
-                found = Scaled(
-                    K,
-                    absorbed,
-                    torch.where(settled, error, torch.inf),
-                    torch.full_like(leaves, step, dtype=torch.int64),
-                    rate,
-                )
-                if ended is None and bool(leaves.all()):
-                    K.mul_(a.mT).mul_(b)
-                    return found
-                which, stay = leaves.nonzero().squeeze(1), (~leaves).nonzero().squeeze(1)
-                if ended is None:
-                    # Those that leave stay in K, and the others take a copy along.
-                    ended, items = found, torch.arange(num_items, device=K.device)
-                ended.put(items[which], K[which].mul_(a[which].mT).mul_(b[which]), found, which)
-                if not len(stay):
-                    return ended
-                K = K[stay]
-                items, at, absorbed = items[stay], at[stay], absorbed[stay]
-                r, c, zero_r, zero_c, a, sums, error = (t[stay] for t in (r, c, zero_r, zero_c, a, sums, error))
-                kappa_r, kappa_c = kappa_r[stay], kappa_c[stay]
-            if moved:
-                at, here = absorbed, problem if ended is None else problem.select(items)
-                K = plan(here, at, out=K)
-                r, c, zero_r, zero_c = _targets(here, at)
-                del here
-                a = torch.ones_like(r)
-                sums = torch.bmm(torch.ones_like(c), K.mT)
-            last_error, last_step = error, step
-        a = _scaling(problem, r, sums, zero_r, kappa_r)
+                if num_over:
+                    found = Scaled(K, absorbed, torch.where(settled, error, torch.inf), num_steps, rate)
+                    if ended is None and num_over == num_items:
+                        K.mul_(a.mT).mul_(b)
+                        return found
+                    if ended is None:
+                        # Those that leave stay in K, and the others take a copy along.
+                        ended, items = found, torch.arange(num_items, device=K.device)
+                    which, stay = over.nonzero().squeeze(1), (~over).nonzero().squeeze(1)
+                    part = K.index_select(0, which).mul_(a[which].mT).mul_(b[which])
+                    ended.put(items[which], part, found, which)
+                    if not len(stay):
+                        return ended
+                    del part
+                    K, at, absorbed = K.index_select(0, stay), at[stay], absorbed[stay]
+                    vectors = items, r, c, zero_r, zero_c, kappa_r, kappa_c, a, sums, error, num_steps, rate, over
+                    items, r, c, zero_r, zero_c, kappa_r, kappa_c, a, sums, error, num_steps, rate, over = (
+                        vector[stay] for vector in vectors
+                    )
+                    num_over = 0
+                if moved:
+                    at, here = absorbed, problem if ended is None else problem.select(items)
+                    K = plan(here, at, out=K)
+                    r, c, zero_r, zero_c = _targets(here, at)
+                    del here
+                    a = torch.ones_like(r)
+                    sums = torch.bmm(torch.ones_like(c), K.mT)
+        # Those that are over wait, as they are, until there are as many of them as of others.
+        following = _scaling(problem, r, sums, zero_r, kappa_r)
+        a = torch.where(over.reshape(-1, 1, 1), a, following) if num_over else following
 
 
 def _targets(problem: Transport, at: Potentials) -> tuple[Tensor, Tensor, Tensor, Tensor]:
