@@ -33,10 +33,11 @@ from torchddn.functional.transport.gibbs import column_sums, row_sums
 from torchddn.functional.transport.parts import center, linked, parts, whole
 from torchddn.linear import default_rtol
 
-__all__ = ["Balance", "balance", "conjugate_gradients", "factored", "work_of_factoring"]
+__all__ = ["Balance", "balance", "conjugate_gradients", "factored", "size", "work_of_factoring"]
 
 _CHUNK = 2**18  # numbers in the matrices factored at once
 _MOST_REFINEMENTS = 2
+_NUM_SIMPLE = 3
 
 
 class Balance(NamedTuple):
@@ -56,7 +57,7 @@ class Balance(NamedTuple):
 
 
 class _System(NamedTuple):
-    """K and its right-hand side, d1 and d2 its diagonal, one where a row or a column is zero."""
+    """K and its right-hand side, whose size is ``unit``; d1 and d2 its diagonal, one where a row or column is zero."""
 
     P: Tensor
     p: Tensor
@@ -67,15 +68,15 @@ class _System(NamedTuple):
     d2: Tensor
     g: Tensor
     h: Tensor
+    unit: Tensor
 
     def select(self, items: Tensor | slice) -> "_System":
         return _System(*(tensor[items] for tensor in self))
 
 
-def _relative(r: Tensor, d1: Tensor, d2: Tensor, g: Tensor, h: Tensor) -> Tensor:
-    """The size of a residual of the first block, relative to that of the right-hand side (g, h), ``(R,)``."""
-    size = (g.square() / d1).sum(dim=1) + (h.square() / d2).sum(dim=1)
-    return ((r.square() / d1).sum(dim=1) / size.clamp_(min=1e-300)).sqrt_()
+def size(r: Tensor, d: Tensor) -> Tensor:
+    """``|r|`` in units that make the diagonal d one, ``(R,)``."""
+    return (r.square() / d).sum(dim=1).sqrt_()
 
 
 def work_of_factoring(m: int) -> int:
@@ -106,9 +107,10 @@ def balance(
         project = whole(p, q, e, f).project
     a, b = project(g, h)
     most = work_of_factoring(P.shape[1])
-    x, done = conjugate_gradients(P, d1, d2, a - row_sums(P, (b / d2).to(P.dtype)), rtol, most)
+    unit = torch.hypot(size(g, d1), size(h, d2)).clamp_(min=1e-300)
+    x, done = conjugate_gradients(P, d1, d2, a - row_sums(P, (b / d2).to(P.dtype)), unit, rtol, most)
     y = (b - column_sums(P, x.to(P.dtype))) / d2
-    residual = _relative(a - d1 * x - row_sums(P, y.to(P.dtype)), d1, d2, g, h)
+    residual = size(a - d1 * x - row_sums(P, y.to(P.dtype)), d1) / unit
     x, y = project(x, y)
     done &= residual <= default_rtol(P.dtype)
     undetermined = torch.zeros_like(done)
@@ -118,7 +120,7 @@ def balance(
         done &= linked(P, p, q, most)
     if not bool(done.all()):
         none = torch.zeros_like(p), torch.zeros_like(q)
-        system = _System(P, p, q, none[0] if e is None else e, none[1] if f is None else f, d1, d2, g, h)
+        system = _System(P, p, q, none[0] if e is None else e, none[1] if f is None else f, d1, d2, g, h, unit)
         items = (~done).nonzero().squeeze(1)
         num_items = max(1, (_CHUNK if P.device.type == "cpu" else 2**28) // P.shape[1] ** 2)
         for some in items.split(num_items):
@@ -147,7 +149,7 @@ def _by_parts(system: _System) -> Balance:
             x_next = x + torch.nan_to_num(change.squeeze(2)) * scale
             y_next = (h - column_sums(exact, x_next)) / d2
             r_next = g - d1 * x_next - row_sums(exact, y_next)
-            residual_next = _relative(r_next, d1, d2, system.g, system.h)
+            residual_next = size(r_next, d1) / system.unit
             better = (residual_next < residual).unsqueeze(1)
             x, y, r = (torch.where(better, *pair) for pair in ((x_next, x), (y_next, y), (r_next, r)))
             residual = torch.fmin(residual, residual_next)
@@ -174,20 +176,28 @@ def _pseudo_inverse(S: Tensor) -> Tensor:
 
 
 def conjugate_gradients(
-    P: Tensor, d1: Tensor, d2: Tensor, rhs: Tensor, rtol: float, max_steps: int
+    P: Tensor, d1: Tensor, d2: Tensor, rhs: Tensor, unit: Tensor, rtol: float, max_steps: int
 ) -> tuple[Tensor, Tensor]:
-    """``x`` of ``(diag(d1) - P diag(1 / d2) P^T) x = rhs``, and which items have it to ``rtol``.
+    """``x`` of ``(diag(d1) - P diag(1 / d2) P^T) x = rhs``, and which items have it to ``rtol`` of ``unit``, ``(R,)``.
 
     Preconditioned by d1, in the dtype of the plan. An item that will not arrive within ``max_steps`` at the speed that
     it shows is given up early.
     """
     dtype, goal, tiny = P.dtype, rtol * rtol, torch.finfo(P.dtype).tiny
     weight, inverse, right = (row.to(dtype).unsqueeze(1) for row in (d1, 1 / d1, 1 / d2))
-    unit = (rhs.square() / d1).sum(dim=1, keepdim=True).sqrt_().clamp_(min=1e-300)
+    unit = unit.unsqueeze(1)
     residual = (rhs / unit).to(dtype).unsqueeze(1)
-    x, direction = torch.zeros_like(residual), residual * inverse
-    square = first = torch.bmm(residual, direction.mT)
+    x, scaled = torch.zeros_like(residual), residual * inverse
+    # Easy systems need no more than this, and it does no harm: the eigenvalues are between 0 and 1.
+    for _ in range(_NUM_SIMPLE):
+        x += scaled
+        residual = torch.bmm(torch.bmm(scaled, P).mul_(right), P.mT)
+        scaled = residual * inverse
+    direction = scaled
+    square = first = torch.bmm(residual, scaled.mT)
     running = square > goal
+    if not bool(running.any()):
+        return x.squeeze(1) * unit, ~running.flatten()
     for step in range(1, max_steps + 1):
         image = torch.bmm(torch.bmm(direction, P).mul_(right), P.mT)
         image = torch.addcmul(image, weight, direction, value=-1)  # of the other sign, and so is the length

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchddn.functional.transport.balance import conjugate_gradients, factored, work_of_factoring
+from torchddn.functional.transport.balance import conjugate_gradients, factored, size, work_of_factoring
 from torchddn.functional.transport.gibbs import Potentials, Transport, column_sums, plan
 
 __all__ = ["Ended", "newton"]
@@ -157,8 +157,9 @@ def _direction(
     if bool(quick.any()):
         items = quick.nonzero().squeeze(1)
         part = P if len(items) == len(P) else P[items]
+        rhs, weight = residual[items], d1[items]
         x[items], done = conjugate_gradients(
-            part, d1[items], d2[items], residual[items], 1e-3, work_of_factoring(P.shape[1])
+            part, weight, d2[items], rhs, size(rhs, weight).clamp_(min=1e-300), 1e-3, work_of_factoring(P.shape[1])
         )
         quick = quick.scatter(0, items, done)
     if not bool(quick.all()):
