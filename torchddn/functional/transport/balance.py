@@ -24,18 +24,20 @@ References:
     equations 20 to 23. They drop a row; here none is preferred.
 """
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from torchddn.functional.transport.gibbs import column_sums, row_sums
+from torchddn.functional.transport.gibbs import blocks_of_rows, column_sums, row_sums
 from torchddn.functional.transport.parts import center, linked, parts, whole
 from torchddn.linear import default_rtol
 
 __all__ = ["Balance", "balance", "conjugate_gradients", "factored", "size", "work_of_factoring"]
 
-_CHUNK = 2**18  # numbers in the matrices factored at once
+_CHUNK, _BLOCK = 2**16, 128  # numbers in the matrices factored at once, and rows that are multiplied at once
 _MOST_REFINEMENTS = 2
 _NUM_SIMPLE = 3
 
@@ -121,9 +123,7 @@ def balance(
     if not bool(done.all()):
         none = torch.zeros_like(p), torch.zeros_like(q)
         system = _System(P, p, q, none[0] if e is None else e, none[1] if f is None else f, d1, d2, g, h, unit)
-        items = (~done).nonzero().squeeze(1)
-        num_items = max(1, (_CHUNK if P.device.type == "cpu" else 2**28) // P.shape[1] ** 2)
-        for some in items.split(num_items):
+        for some in _few((~done).nonzero().squeeze(1), P):
             found = _by_parts(system.select(some) if len(some) < len(P) else system)
             x[some], y[some], residual[some] = found.x, found.y, found.residual
             undetermined[some] |= found.undetermined & unique
@@ -136,19 +136,15 @@ def _by_parts(system: _System) -> Balance:
     split = parts(P, p, q, e, f)
     g, h = split.project(system.g, system.h)
     S, scale = _laplacian(P, d2, e, f, split.rows)
-    # float64 products, since a refined answer is better than the rounding of the plan's own dtype.
-    exact = P.double()
     rtol = default_rtol(torch.float64) if P.dtype == torch.float64 else default_rtol(P.dtype) / 16
 
-    def solved(inverse: Tensor, by_factor: bool) -> tuple[Tensor, Tensor, Tensor]:
-        x, r = torch.zeros_like(g), g - row_sums(exact, h / d2)
+    def refined(inverse: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        x, r = torch.zeros_like(g), g - _exact_row_sums(P, h / d2)
         y, residual = h / d2, torch.full_like(g[:, 0], torch.inf)
         for _ in range(1 + _MOST_REFINEMENTS):
-            b = (r * scale).unsqueeze(2)
-            change = torch.cholesky_solve(b, inverse) if by_factor else inverse @ b
-            x_next = x + torch.nan_to_num(change.squeeze(2)) * scale
-            y_next = (h - column_sums(exact, x_next)) / d2
-            r_next = g - d1 * x_next - row_sums(exact, y_next)
+            x_next = x + torch.nan_to_num(inverse((r * scale).unsqueeze(2)).squeeze(2)) * scale
+            y_next = (h - _exact_column_sums(P, x_next)) / d2
+            r_next = g - d1 * x_next - _exact_row_sums(P, y_next)
             residual_next = size(r_next, d1) / system.unit
             better = (residual_next < residual).unsqueeze(1)
             x, y, r = (torch.where(better, *pair) for pair in ((x_next, x), (y_next, y), (r_next, r)))
@@ -157,16 +153,32 @@ def _by_parts(system: _System) -> Balance:
                 break
         return x, y, residual
 
-    x, y, residual = solved(torch.linalg.cholesky_ex(_anchored(S, scale, split.rows, split.free))[0], True)
-    del S
+    S, _ = _cholesky(_anchored(S, scale, split.rows, split.free))
+    x, y, residual = refined(partial(_solved, S))
     failed = ~(residual <= default_rtol(P.dtype))
     if bool(failed.any()):
-        other = solved(_pseudo_inverse(_laplacian(P, d2, e, f, split.rows)[0]), False)
+        del S
+        other = refined(_pseudo_inverse(_laplacian(P, d2, e, f, split.rows)[0]).matmul)
         better = (failed & (other[2] < residual)).unsqueeze(1)
         x, y = torch.where(better, other[0], x), torch.where(better, other[1], y)
         residual = torch.fmin(residual, other[2])
     x, y = split.project(x, y)
     return Balance(x, y, residual, split.free.sum(dim=1) > 1)
+
+
+# A refined answer is better than products in the plan's own dtype.
+
+
+def _exact_column_sums(P: Tensor, a: Tensor) -> Tensor:
+    sums = torch.zeros_like(P[:, 0], dtype=torch.float64)
+    for rows in blocks_of_rows(P.shape[1], sums.numel(), P.device):
+        sums += column_sums(P[:, rows].double(), a[:, rows])
+    return sums
+
+
+def _exact_row_sums(P: Tensor, b: Tensor) -> Tensor:
+    blocks = blocks_of_rows(P.shape[1], b.numel(), P.device)
+    return torch.cat([row_sums(P[:, rows].double(), b) for rows in blocks], dim=1)
 
 
 def _pseudo_inverse(S: Tensor) -> Tensor:
@@ -220,36 +232,64 @@ def conjugate_gradients(
     return x.squeeze(1) * unit, (square <= goal).flatten()
 
 
-def factored(P: Tensor, d2: Tensor, e: Tensor, f: Tensor | None, rhs: Tensor, grounded: Tensor) -> Tensor:
-    """``x`` of ``S x = rhs`` by Cholesky in float64, a node of the ``grounded``, ``(R,)``, aside; zero if it fails."""
-    x = torch.empty_like(rhs)
-    num_items = max(1, (_CHUNK if P.device.type == "cpu" else 2**28) // P.shape[1] ** 2)
-    for first in range(0, len(P), num_items):
-        part = slice(first, first + num_items)
-        S, scale = _laplacian(P[part], d2[part], e[part], None if f is None else f[part], None)
-        one = torch.zeros_like(rhs[part], dtype=torch.int64)
-        factor, info = torch.linalg.cholesky_ex(_anchored(S, scale, one, grounded[part].unsqueeze(1).expand(one.shape)))
-        found = torch.cholesky_solve((rhs[part] * scale).unsqueeze(2), factor).squeeze(2) * scale
-        x[part] = torch.where((info == 0).unsqueeze(1), found, 0)
-    return x
+def factored(
+    P: Tensor, d2: Tensor, e: Tensor, f: Tensor | None, rhs: Tensor, grounded: Tensor, items: Tensor, out: Tensor
+) -> None:
+    """Writes ``x`` of ``S x = rhs`` for those items, by Cholesky in float64, a node of the ``grounded`` aside.
+
+    Zero if it fails. ``grounded`` is ``(R,)``.
+    """
+    for some in _few(items, P):
+        part = P if len(some) == len(P) else P.index_select(0, some)
+        out[some] = _factored(part, d2[some], e[some], None if f is None else f[some], rhs[some], grounded[some])
+
+
+def _factored(P: Tensor, d2: Tensor, e: Tensor, f: Tensor | None, rhs: Tensor, grounded: Tensor) -> Tensor:
+    S, scale = _laplacian(P, d2, e, f, None)
+    one = torch.zeros_like(rhs, dtype=torch.int64)
+    factor, info = _cholesky(_anchored(S, scale, one, grounded.unsqueeze(1).expand(one.shape)))
+    x = _solved(factor, (rhs * scale).unsqueeze(2)).squeeze(2) * scale
+    return torch.where((info == 0).unsqueeze(1), x, 0)
+
+
+def _few(items: Tensor, P: Tensor) -> Iterable[Tensor]:
+    """The items, as many at a time as may be factored at once."""
+    return items.split(max(1, (_CHUNK if P.device.type == "cpu" else 2**28) // P.shape[1] ** 2))
 
 
 def _laplacian(P: Tensor, d2: Tensor, e: Tensor, f: Tensor | None, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``D S D`` with ones on its diagonal, and D, ``(R, m)``; without links between parts of which ``rows`` tells."""
-    weighted = P * d2.rsqrt().to(P.dtype).unsqueeze(1)
-    S = torch.bmm(weighted, weighted.mT).double()
-    del weighted
+    """The lower half of ``D S D``, with ones on its diagonal, and D, ``(R, m)``; zeros above.
+
+    Without links between parts of which ``rows`` tells.
+    """
+    num_items, m, _ = P.shape
+    S = torch.empty((num_items, m, m), dtype=torch.float64, device=P.device)
+    right = (1 / d2).to(P.dtype).unsqueeze(1)
+    for first in range(0, m, _BLOCK):
+        last = min(first + _BLOCK, m)
+        S[:, first:last, :last] = torch.bmm(P[:, first:last] * right, P[:, :last].mT)
+    S.tril_(-1)
     if rows is not None:
-        S.mul_(rows.unsqueeze(2) == rows.unsqueeze(1))
-    diagonal = S.diagonal(dim1=1, dim2=2)
-    diagonal.zero_()
-    links = S.sum(dim=2) + e
+        S.masked_fill_(rows.unsqueeze(2) != rows.unsqueeze(1), 0)
+    links = S.sum(dim=2) + S.sum(dim=1) + e
     if f is not None:
         links = links + row_sums(P, (f / d2).to(P.dtype))
     scale = torch.where(links > 0, links, 1).rsqrt()
-    S.mul_(scale.unsqueeze(2)).mul_(scale.neg().unsqueeze(1))
-    diagonal.copy_(links > 0)
+    S.mul_(scale.unsqueeze(2)).mul_(scale.neg().unsqueeze(1)).diagonal(dim1=1, dim2=2).copy_(links > 0)
     return S, scale
+
+
+def _cholesky(S: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor of what has the lower half S, in its place, and whether that failed, ``(R,)``."""
+    info = torch.empty(len(S), dtype=torch.int32, device=S.device)
+    columns = S.mT  # the layout that the library works on without a copy
+    torch.linalg.cholesky_ex(columns, upper=True, out=(columns, info))
+    return S, info
+
+
+def _solved(factor: Tensor, b: Tensor) -> Tensor:
+    """Unlike ``cholesky_solve``, without a copy of the factor."""
+    return torch.linalg.solve_triangular(factor.mT, torch.linalg.solve_triangular(factor, b, upper=False), upper=True)
 
 
 def _anchored(S: Tensor, scale: Tensor, rows: Tensor, free: Tensor) -> Tensor:

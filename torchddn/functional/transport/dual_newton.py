@@ -9,15 +9,14 @@ Where gamma times the range of the costs is large, the path starts at a smaller 
 doubles after each step that leaves a moderate error. It starts where the range of the exponents is ``_GENTLE``.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from torchddn.functional.transport.balance import conjugate_gradients, factored, size, work_of_factoring
 from torchddn.functional.transport.gibbs import Potentials, Transport, column_sums, plan
+from torchddn.functional.transport.sinkhorn import Scaled
 
-__all__ = ["Ended", "newton"]
+__all__ = ["newton"]
 
 _FACTOR = 2.0  # of gamma, from one stage to the next
 _NEAR = 0.1  # error at which to go to the next stage
@@ -26,41 +25,29 @@ _LARGE, _MOST_TRIES = 15.0, 4  # change of a column's potential that is done aga
 _GENTLE = 10.0  # gamma times the range of costs where the path starts
 
 
-class Ended(NamedTuple):
-    """As :class:`torchddn.functional.transport.sinkhorn.Scaled`, without a rate."""
+def newton(problem: Transport, found: Scaled, items: Tensor, atol: float, floor: Tensor, max_steps: int) -> None:
+    """Goes on with those items of what is ``found``, and overwrites them there.
 
-    P: Tensor
-    potentials: Potentials
-    error: Tensor
-    num_steps: Tensor
-
-
-def newton(
-    problem: Transport, begin: Potentials, error: Tensor, rate: Tensor, atol: float, floor: Tensor, max_steps: int
-) -> Ended:
-    """Steps from ``begin`` until the error is ``atol``, or below ``floor``, ``(R,)``, and does not fall any more.
-
-    The path starts at a small gamma where ``error``, ``(R,)``, is large; ``rate`` is that of Sinkhorn's iteration.
+    Each steps until its error is ``atol``, or below ``floor``, ``(R,)``, and does not fall any more, or until
+    ``max_steps`` are spent. The path starts at a small gamma where the error is large.
     """
-    cost, device = problem.cost, problem.cost.device
-    num_items, m, _ = cost.shape
-    gamma_0 = _first_gamma(problem, begin, error)
-    ratio = (gamma_0 / problem.gamma).unsqueeze(1)
-    P_end = cost.new_empty(cost.shape)
-    u_end, v_end = begin.u.clone(), begin.v.clone()
-    error_end = torch.full_like(error, torch.inf)
-    steps_end = torch.zeros(num_items, dtype=torch.int64, device=device)
-
-    items, target = torch.arange(num_items, device=device), problem
-    here = problem.at(gamma_0)
+    target, others = problem.select(items), torch.ones_like(found.error, dtype=torch.bool).index_fill_(0, items, False)
+    # Plans that are on their way come first, in this order; that needs no second memory for them.
+    order = torch.cat([items, others.nonzero().squeeze(1)])
+    found.P.copy_(found.P.index_select(0, order))
+    P = found.P[: len(items)]
+    begin, error, rate, floor = found.potentials[items], found.error[items], found.rate[items], floor[items]
+    gamma_0, steps_0 = _first_gamma(target, error), found.num_steps[items]
+    ratio = (gamma_0 / target.gamma).unsqueeze(1)
+    here = target.at(gamma_0)
     u, v = begin.u * ratio, begin.v * ratio
     du, slope_0, error_0 = torch.zeros_like(u), torch.full_like(error, torch.inf), torch.full_like(error, torch.inf)
     length, longest = torch.ones_like(error), torch.full_like(error, _LONGEST)
-    quick = (6 / (1 - rate).clamp(min=1e-9).sqrt() < 0.7 * work_of_factoring(m)) & (error <= _NEAR)
-    noise = torch.finfo(cost.dtype).eps
-    for step in range(1, max_steps + 1):
+    quick = (6 / (1 - rate).clamp(min=1e-9).sqrt() < 0.7 * work_of_factoring(P.shape[1])) & (error <= _NEAR)
+    noise, most = torch.finfo(P.dtype).eps, max_steps - int(steps_0.min())
+    for step in range(1, most + 1):
         trial = u + length.unsqueeze(1) * du
-        P, v = _balanced(here, Potentials(trial, v))
+        v = _balanced(here, Potentials(trial, v), P)
         marginal = here.marginals(Potentials(trial, v))
         residual = marginal.r - P.sum(dim=2, dtype=torch.float64)
         now = residual.abs().sum(dim=1)
@@ -68,20 +55,22 @@ def newton(
         accepted = (slope.abs() <= 0.9 * slope_0) | (now < error_0) | (now <= floor) | (length < 1e-3)
         arrived = here.gamma >= target.gamma
         done = arrived & accepted & ((now <= atol) | ((now <= floor) & (now > 0.1 * error_0)))
-        leaves = done | ~now.isfinite() | (step == max_steps)
+        leaves = done | ~now.isfinite() | (step == most)
         if bool(leaves.any()):
             which, stay = leaves.nonzero().squeeze(1), (~leaves).nonzero().squeeze(1)
-            gone = items[which]
-            P_end[gone] = P[which]
-            u_end[gone], v_end[gone], steps_end[gone] = trial[which], v[which], step
-            error_end[gone] = torch.where(arrived[which], now[which], torch.inf)
+            ended = Scaled(P, Potentials(trial, v), torch.where(arrived, now, torch.inf), steps_0 + step, rate)
+            found.put(items[which], ended, which)
             if not len(stay):
                 break
-            items, target, here, P = items[stay], target.select(stay), here.select(stay), P[stay]
+            following = torch.cat([stay, which])
+            order[: len(P)] = order[: len(P)][following]
+            P.copy_(P.index_select(0, following))
+            P = P[: len(stay)]
+            target, here = target.select(stay), here.select(stay)
             u, v, du, trial, residual = u[stay], v[stay], du[stay], trial[stay], residual[stay]
             slope, slope_0, error_0, length = slope[stay], slope_0[stay], error_0[stay], length[stay]
             now, accepted, arrived, quick, longest = (t[stay] for t in (now, accepted, arrived, quick, longest))
-            floor = floor[stay]
+            items, floor, steps_0, rate = items[stay], floor[stay], steps_0[stay], rate[stay]
             marginal = here.marginals(Potentials(trial, v))
         e, f = _penalties(here, marginal.r, marginal.c)
         ridge = noise * marginal.r  # below it the residual is rounding, and so would the step be
@@ -107,29 +96,26 @@ def newton(
         slope_0 = torch.where(accepted, slope_next, slope_0)
         error_0 = torch.where(accepted, torch.where(ahead, torch.inf, now), error_0)
         here = target.at(gamma)
-    return Ended(P_end, Potentials(u_end, v_end), error_end, steps_end)
+    found.P.copy_(found.P.index_select(0, order.argsort()))
 
 
-def _first_gamma(problem: Transport, begin: Potentials, error: Tensor) -> Tensor:
+def _first_gamma(problem: Transport, error: Tensor) -> Tensor:
     """Where the path starts: at the end of it, if that is near or the problem is not sharp."""
     cost = problem.cost
     if problem.masked:
-        blank = torch.where(cost.isinf(), 0, cost)
-        low, high = blank.amin(dim=(1, 2)), blank.amax(dim=(1, 2))
-    else:
-        low, high = cost.amin(dim=(1, 2)), cost.amax(dim=(1, 2))
-    spread = (high.double() - low.double()).clamp(min=1e-300)
-    gentle = torch.minimum(problem.gamma, _GENTLE / spread)
-    return torch.where(error <= 0.05, problem.gamma, gentle)
+        cost = torch.where(cost.isinf(), 0, cost)
+    spread = (cost.amax(dim=(1, 2)).double() - cost.amin(dim=(1, 2))).clamp(min=1e-300)
+    spread = spread if problem.items is None else spread[problem.items]
+    return torch.where(error <= 0.05, problem.gamma, torch.minimum(problem.gamma, _GENTLE / spread))
 
 
-def _balanced(problem: Transport, potentials: Potentials) -> tuple[Tensor, Tensor]:
-    """The plan whose columns sum to what they must, and the ``v`` that makes them."""
+def _balanced(problem: Transport, potentials: Potentials, P: Tensor) -> Tensor:
+    """Overwrites ``P`` by the plan whose columns sum to what they must, and returns the ``v`` that makes them."""
     u, v = potentials
     zero = problem.c == 0
     num_tries = 0
     while True:
-        P = plan(problem, Potentials(u, v))
+        plan(problem, Potentials(u, v), out=P)
         target = problem.marginals(Potentials(u, v)).c + zero
         change = (target / (P.sum(dim=1, dtype=torch.float64) + zero)).log()
         if problem.penalized:
@@ -138,7 +124,8 @@ def _balanced(problem: Transport, potentials: Potentials) -> tuple[Tensor, Tenso
         num_tries += 1
         # Entries that were clamped, or that a large change brings back, need their true exponents.
         if num_tries == _MOST_TRIES or not bool((change.abs() > _LARGE).any()):
-            return P.mul_(change.exp().to(P.dtype).unsqueeze(1)), v
+            P.mul_(change.exp().to(P.dtype).unsqueeze(1))
+            return v
 
 
 def _penalties(problem: Transport, r: Tensor, c: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -163,9 +150,5 @@ def _direction(
         )
         quick = quick.scatter(0, items, done)
     if not bool(quick.all()):
-        items = (~quick).nonzero().squeeze(1)
-        part = P if len(items) == len(P) else P[items]
-        x[items] = factored(
-            part, d2[items], e[items], None if f is None else f[items], residual[items], grounded[items]
-        )
+        factored(P, d2, e, f, residual, grounded, (~quick).nonzero().squeeze(1), out=x)
     return x, quick

@@ -140,7 +140,7 @@ class EntropicPlan:
         else:
             kappa_r = kappa_c = torch.zeros_like(gamma)
             r, c = r / r.sum(dim=1, keepdim=True), c / c.sum(dim=1, keepdim=True)
-        problem = Transport(cost, r, c, gamma, kappa_r, kappa_c, masked, self.penalized, gentle)
+        problem = Transport(cost, None, r, c, gamma, kappa_r, kappa_c, masked, self.penalized, gentle)
         found = sinkhorn(problem, low, self.atol, self.max_steps)
         P, (u, v), error, num_steps, _ = found
         status = torch.zeros_like(num_steps)
@@ -158,24 +158,18 @@ class EntropicPlan:
         # The rounding of float64 potentials, where they are large, is an error of the marginals that no step removes.
         largest = torch.maximum(torch.where(high.isinf(), low, high).abs(), low.abs()).double()
         goal = (8 * torch.finfo(torch.float64).eps * problem.gamma * largest).clamp(min=self.atol)
-        P, (u, v), error, num_steps, rate = found
-        left = ((error > goal) | ~error.isfinite()) & (num_steps < self.max_steps)
+        left = ((found.error > goal) | ~found.error.isfinite()) & (found.num_steps < self.max_steps)
         if bool(left.any()):
-            items = left.nonzero().squeeze(1)
-            steps = self.max_steps - int(num_steps[items].min())
-            begin = found.potentials[items]
-            ended = newton(problem.select(items), begin, error[items], rate[items], self.atol, goal[items], steps)
-            P[items], error[items] = ended.P, ended.error
-            u[items], v[items] = ended.potentials
-            num_steps[items] += ended.num_steps
+            newton(problem, found, left.nonzero().squeeze(1), self.atol, goal, self.max_steps)
+        P, (u, _), error, _, _ = found
         status = torch.where(error <= goal, int(Status.CONVERGED), int(Status.MAX_STEPS))
         if not problem.masked:
             return status
         failed = (status != Status.CONVERGED) & high.isinf() & (problem.kappa_r == 0) & (problem.kappa_c == 0)
         if bool(failed.any()):
             items = failed.nonzero().squeeze(1)
-            of_items = problem.select(items)
-            proven = items[blocked(of_items.cost, of_items.r, of_items.c, torch.ones_like(error[items]), u[items])]
+            cost, r, c = (tensor[items] for tensor in (problem.cost, problem.r, problem.c))
+            proven = items[blocked(cost, r, c, torch.ones_like(error[items]), u[items])]
             status[proven] = int(Status.INFEASIBLE)
             P[proven] = torch.nan
         return status

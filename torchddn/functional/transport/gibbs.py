@@ -13,12 +13,13 @@ relative error of the plan.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Marginals", "Potentials", "Transport", "column_sums", "plan", "row_sums", "start"]
+__all__ = ["Marginals", "Potentials", "Transport", "blocks_of_rows", "column_sums", "plan", "row_sums", "start"]
 
 # exp is sixty times slower near underflow, and numbers below it slow all that follows.
 _SMALLEST, _LARGEST = -80.0, 80.0
@@ -47,7 +48,8 @@ class Transport(NamedTuple):
     """Problems whose numbers are finite, of mass one, and m <= n.
 
     Attributes:
-        cost: ``(R, m, n)``; infinite where the plan must be zero.
+        cost: ``(N, m, n)``; infinite where the plan must be zero.
+        items: Which of these costs the problems have, ``(R,)``; None for all of them.
         r: ``(R, m)``, float64, and so is the rest.
         c: ``(R, n)``.
         gamma: ``(R,)``.
@@ -59,6 +61,7 @@ class Transport(NamedTuple):
     """
 
     cost: Tensor
+    items: Tensor | None
     r: Tensor
     c: Tensor
     gamma: Tensor
@@ -68,16 +71,19 @@ class Transport(NamedTuple):
     penalized: bool
     gentle: bool
 
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """All that has a row for each item."""
-        return self.cost, self.r, self.c, self.gamma, self.kappa_r, self.kappa_c
-
     def select(self, items: Tensor) -> "Transport":
-        """Those problems."""
-        if len(items) == len(self.cost):
+        """Those problems, without a copy of their costs."""
+        if len(items) == len(self.r):
             return self
-        cost, r, c, gamma, kappa_r, kappa_c = (tensor.index_select(0, items) for tensor in self.tensors())
-        return Transport(cost, r, c, gamma, kappa_r, kappa_c, self.masked, self.penalized, self.gentle)
+        vectors = self.r, self.c, self.gamma, self.kappa_r, self.kappa_c
+        r, c, gamma, kappa_r, kappa_c = (vector.index_select(0, items) for vector in vectors)
+        items = items if self.items is None else self.items.index_select(0, items)
+        return self._replace(items=items, r=r, c=c, gamma=gamma, kappa_r=kappa_r, kappa_c=kappa_c)
+
+    def costs(self, rows: slice) -> Tensor:
+        """Rows of the costs, ``(R, ..., n)``."""
+        part = self.cost[:, rows]
+        return part if self.items is None else part.index_select(0, self.items)
 
     def marginals(self, potentials: Potentials) -> Marginals:
         """What the plan must sum to."""
@@ -99,21 +105,25 @@ def plan(problem: Transport, potentials: Potentials, out: Tensor | None = None) 
 
     ``out``, contiguous, is overwritten by it if given.
     """
-    cost = problem.cost
-    num_items, m, n = cost.shape
-    P = torch.empty(cost.shape, dtype=cost.dtype, device=cost.device) if out is None else out
+    (_, m, n), num_items, dtype = problem.cost.shape, len(problem.r), problem.cost.dtype
+    P = problem.cost.new_empty((num_items, m, n)) if out is None else out
     # Powers of two are four times as fast as those of e.
     u, v = (potentials.u * _LOG2_E).unsqueeze(2), (potentials.v * _LOG2_E).unsqueeze(1)
     gamma = (problem.gamma * -_LOG2_E).reshape(-1, 1, 1)
-    num_rows = max(1, (_BLOCK if cost.device.type == "cpu" else 2**24) // max(num_items * n, 1))
-    for first in range(0, m, num_rows):
-        rows = slice(first, first + num_rows)
-        exponent = (cost[:, rows] * gamma).add_(u[:, rows]).add_(v)
-        P[:, rows] = exponent.clamp_(_SMALLEST * _LOG2_E, _LARGEST * _LOG2_E)
-    P.exp2_()
-    if problem.masked:
-        P.masked_fill_(cost.isinf(), 0).mul_((problem.r > 0).unsqueeze(2)).mul_((problem.c > 0).unsqueeze(1))
-    return P
+    for rows in blocks_of_rows(m, num_items * n, P.device):
+        cost = problem.costs(rows)
+        exponent = (cost * gamma).add_(u[:, rows]).add_(v)
+        part = exponent.clamp_(_SMALLEST * _LOG2_E, _LARGEST * _LOG2_E).to(dtype).exp2_()
+        if problem.masked:
+            part.masked_fill_(cost.isinf(), 0)
+        P[:, rows] = part
+    return P.mul_((problem.r > 0).unsqueeze(2)).mul_((problem.c > 0).unsqueeze(1)) if problem.masked else P
+
+
+def blocks_of_rows(m: int, numbers_per_row: int, device: torch.device) -> Iterator[slice]:
+    """Slices of m rows, each small enough for the cache on CPU."""
+    num_rows = max(1, (_BLOCK if device.type == "cpu" else 2**24) // max(numbers_per_row, 1))
+    return (slice(first, first + num_rows) for first in range(0, m, num_rows))
 
 
 def gentle_start(problem: Transport, low: Tensor) -> tuple[Potentials, Tensor]:

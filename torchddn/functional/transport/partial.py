@@ -88,7 +88,7 @@ class PartialPlan:
         P_end = torch.zeros_like(cost, memory_format=torch.contiguous_format)
         running = torch.ones_like(goal, dtype=torch.bool)
         for _ in range(self.max_steps):
-            problem = Transport(cost, r, c, gamma, none, none, masked, penalized=False, gentle=False)
+            problem = Transport(cost, None, r, c, gamma, none, none, masked, penalized=False, gentle=False)
             P, u, v, t = _round(problem, u, v, t)
             now = _error(P, u, v, r, c)
             steps += running

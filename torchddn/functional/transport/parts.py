@@ -66,9 +66,8 @@ def whole(p: Tensor, q: Tensor, e: Tensor, f: Tensor) -> Parts:
 def parts(P: Tensor, p: Tensor, q: Tensor, e: Tensor, f: Tensor) -> Parts:
     """The parts of plans ``(R, m, n)`` with the sums p and q, and the penalties e and f."""
     m = P.shape[1]
-    least = negligible(P.dtype) * torch.minimum(p.unsqueeze(2), q.unsqueeze(1)).to(P.dtype)
-    apart = (least >= P).logical_or_(P == 0)
-    del least
+    least_r, least_c = ((negligible(P.dtype) * z).to(P.dtype) for z in (p, q))
+    apart = (torch.minimum(least_r.unsqueeze(2), least_c.unsqueeze(1)) >= P).logical_or_(P == 0)
     # float32 counts rows exactly, as far as a factorization reaches.
     labels = torch.arange(m, dtype=torch.float32, device=P.device).expand(len(P), m)
     while True:

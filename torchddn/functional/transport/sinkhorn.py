@@ -47,9 +47,8 @@ class Scaled(NamedTuple):
     num_steps: Tensor
     rate: Tensor
 
-    def put(self, items: Tensor, P: Tensor, found: "Scaled", which: Tensor) -> None:
-        """Overwrites those items by ``P``, and by ``which`` of the items that are ``found``."""
-        self.P[items] = P
+    def put(self, items: Tensor, found: "Scaled", which: Tensor) -> None:
+        """Overwrites all of those items but the plans by ``which`` of the items that are ``found``."""
         self.potentials.u[items], self.potentials.v[items] = found.potentials[which]
         self.error[items], self.num_steps[items], self.rate[items] = (t[which] for t in found[2:])
 
@@ -109,7 +108,8 @@ def sinkhorn(problem: Transport, low: Tensor, atol: float, max_steps: int) -> Sc
                         ended, items = found, torch.arange(num_items, device=K.device)
                     which, stay = over.nonzero().squeeze(1), (~over).nonzero().squeeze(1)
                     part = K.index_select(0, which).mul_(a[which].mT).mul_(b[which])
-                    ended.put(items[which], part, found, which)
+                    ended.P.index_copy_(0, items[which], part)
+                    ended.put(items[which], found, which)
                     if not len(stay):
                         return ended
                     del part
@@ -123,7 +123,6 @@ def sinkhorn(problem: Transport, low: Tensor, atol: float, max_steps: int) -> Sc
                     at, here = absorbed, problem if ended is None else problem.select(items)
                     K = plan(here, at, out=K)
                     r, c, zero_r, zero_c = _targets(here, at)
-                    del here
                     a = torch.ones_like(r)
                     sums = torch.bmm(torch.ones_like(c), K.mT)
         # Those that are over wait, as they are, until there are as many of them as of others.
