@@ -72,17 +72,22 @@ class EntropicPlan:
                 integers.double(),
                 *(torch.zeros_like(z, dtype=torch.float64) for z in (r, c)),
             )
-        r, c, gamma, rho_r, rho_c = (tensor.double() for tensor in (r, c, gamma, rho_r, rho_c))
+        r, c, gamma = r.double(), c.double(), gamma.double()
         low, high = cost.amin(dim=(1, 2)), cost.amax(dim=(1, 2))
-        mass_r, mass_c = r.sum(dim=1), c.sum(dim=1)
-        mass = (mass_r * mass_c).sqrt()
+        mass_r, mass_c = r.sum(dim=1, keepdim=True), c.sum(dim=1, keepdim=True)
+        mass = (mass_r * mass_c).sqrt().squeeze(1)
         if not self.penalized:
             # Mostly there is nothing to set aside, which one look tells: what is not finite fails here.
-            reach = gamma * (high.double() - low)
-            share = torch.minimum(r.amin(dim=1) / mass_r, c.amin(dim=1) / mass_c)
-            gentle = bool(((reach <= _GENTLE) & (share >= _SMALL_SHARE)).all())
-            if gentle or bool(((reach < torch.inf) & (share > 0)).all()):
-                return self._scale(cost, r, c, gamma, rho_r, rho_c, low, high, mass, masked=False, gentle=gentle)
+            share_r, share_c = r / mass_r, c / mass_c
+            reach, least = gamma * (high.double() - low), torch.minimum(share_r.amin(dim=1), share_c.amin(dim=1))
+            gentle = bool(((reach <= _GENTLE) & (least >= _SMALL_SHARE)).all())
+            if gentle or bool(((reach < torch.inf) & (least > 0)).all()):
+                none = torch.zeros_like(gamma)
+                problem = Transport(
+                    cost, None, share_r, share_c, gamma, none, none, masked=False, penalized=False, gentle=gentle
+                )
+                return self._answer(problem, low, high, mass)
+        rho_r, rho_c = rho_r.double(), rho_c.double()
         numbers = torch.cat([r, c, gamma.unsqueeze(1), rho_r.nan_to_num(posinf=1).unsqueeze(1)], dim=1)
         finite = numbers.isfinite().all(dim=1) & rho_c.nan_to_num(nan=-torch.inf).ne(-torch.inf)
         finite &= (low > -torch.inf) & ~high.isnan()
@@ -114,43 +119,28 @@ class EntropicPlan:
                 for all_items, some in zip((P, status, num_steps, error, u, v), found, strict=True):
                     all_items[items] = some
             return P, status, num_steps, error, u, v
-        return self._scale(cost, r, c, gamma, rho_r, rho_c, low, high, mass, masked=masked, gentle=False)
-
-    def _scale(
-        self,
-        cost: Tensor,
-        r: Tensor,
-        c: Tensor,
-        gamma: Tensor,
-        rho_r: Tensor,
-        rho_c: Tensor,
-        low: Tensor,
-        high: Tensor,
-        mass: Tensor,
-        *,
-        masked: bool,
-        gentle: bool,
-    ) -> Answer:
-        """The same for items that are finite, and that no single row or column makes infeasible."""
+        kappa_r, kappa_c = 1 / (gamma * rho_r), 1 / (gamma * rho_c)
         if self.penalized:
             h = 0.5 * mass.log().unsqueeze(1)
-            kappa_r, kappa_c = 1 / (gamma * rho_r), 1 / (gamma * rho_c)
             r, c = r * (-kappa_r.unsqueeze(1) * h).exp(), c * (-kappa_c.unsqueeze(1) * h).exp()
             r, c = r / mass.unsqueeze(1), c / mass.unsqueeze(1)
         else:
-            kappa_r = kappa_c = torch.zeros_like(gamma)
             r, c = r / r.sum(dim=1, keepdim=True), c / c.sum(dim=1, keepdim=True)
-        problem = Transport(cost, None, r, c, gamma, kappa_r, kappa_c, masked, self.penalized, gentle)
+        problem = Transport(cost, None, r, c, gamma, kappa_r, kappa_c, masked, self.penalized, gentle=False)
+        return self._answer(problem, low, high, mass)
+
+    def _answer(self, problem: Transport, low: Tensor, high: Tensor, mass: Tensor) -> Answer:
+        """The answer of items that are finite, and that no single row or column makes infeasible."""
         found = sinkhorn(problem, low, self.atol, self.max_steps)
         P, (u, v), error, num_steps, _ = found
         status = torch.zeros_like(num_steps)
         if not bool((error <= self.atol).all()):
             status = self._go_on(problem, found, low, high)
-        if not gentle:
+        if not problem.gentle:
             torch.threshold_(P, _SMALLEST, 0)
         u = u + mass.log().unsqueeze(1)
-        if masked:
-            u, v = u.masked_fill(r == 0, 0), v.masked_fill(c == 0, 0)
+        if problem.masked:
+            u, v = u.masked_fill(problem.r == 0, 0), v.masked_fill(problem.c == 0, 0)
         return P.mul_(mass.to(P.dtype).reshape(-1, 1, 1)), status, num_steps, error, u, v
 
     def _go_on(self, problem: Transport, found: Scaled, low: Tensor, high: Tensor) -> Tensor:
