@@ -207,6 +207,8 @@ def test_any_batch_axes_and_none():
     shaped = optimal_transport(cost.reshape(2, 3, 4, 5), r.reshape(2, 3, 4), c.reshape(2, 3, 5), 2.0)
     torch.testing.assert_close(shaped.reshape(6, 4, 5), P, rtol=0, atol=0)
     assert optimal_transport(cost[:0]).shape == (0, 4, 5)
+    none = cost[:0].requires_grad_()
+    assert torch.autograd.grad(optimal_transport(none).sum(), none)[0].shape == (0, 4, 5)
     assert transport_cost(cost[0]).shape == ()
 
 

@@ -7,10 +7,12 @@ makes::
         [ P^T           diag(q + f) ]
 
 Eliminating the longer side leaves ``S x = g - P D^-1 h``, ``D = diag(q + f)``, ``S = diag(p + e) - P D^-1 P^T``, the
-block inverse of the paper. S is solved by conjugate gradients, which read the plan twice a step, as long as these get
-on, else by Cholesky. There is no cancellation in S: it is a Laplacian, whose off-diagonal entries ``-W_ik`` are sums of
-products of non-negative numbers, and its diagonal is ``sum_{k != i} W_ik`` and what e and f add. A plan that is nearly
-a permutation, where S is tiny beside p, keeps all its digits so.
+block inverse of the paper. S is solved by three steps of the simple iteration, which are all that a smooth plan needs,
+and by conjugate gradients, which read the plan twice a step, as long as these get on, else by Cholesky. There is no
+cancellation in S: it is a Laplacian, whose off-diagonal entries ``-W_ik`` are sums of products of non-negative numbers,
+and its diagonal is ``sum_{k != i} W_ik`` and what e and f add. A plan that is nearly a permutation, where S is tiny
+beside p, keeps all its digits so. No more than the lower half of S is formed, a few items at a time, and factored in
+its place.
 
 With e = f = 0 there is one solution up to ``(x + s, y - s)`` if all rows and columns are linked, and one up to that in
 each of the parts of the plan if not (``parts.py``). The one of minimum norm is returned, and an
@@ -99,7 +101,7 @@ def balance(
         return Balance(x, y, residual, undetermined)
     p, q = P.sum(dim=2).double(), P.sum(dim=1).double()
     empty = None
-    if e is None and f is None and bool(torch.minimum(p.amin(), q.amin()) > 0):
+    if e is None and f is None and bool((torch.minimum(p.amin(dim=1), q.amin(dim=1)) > 0).all()):
         d1, d2, project = p, q, center
     else:
         empty = p <= 0, q <= 0

@@ -8,7 +8,8 @@ With ``K = exp(u_i + v_j - gamma M_ij)`` for fixed potentials, it scales columns
 the potentials and K is made again, so that nothing over- or underflows; K is made from true exponents at every such
 time, also where it was clamped before.
 
-An item leaves as soon as it is done, or as soon as its measured rate says that Newton's method is faster.
+An item stands still as soon as it is done, or as soon as its measured rate says that Newton's method is faster, and
+leaves the batch together with half of it.
 
 References:
     Cuturi, Sinkhorn Distances, 2013. Schmitzer, Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport
