@@ -19,9 +19,10 @@ from torch.utils import _pytree as pytree
 
 import torchddn as ddn
 from torchddn import kernels
-from torchddn.capture import fingerprint
+from torchddn.capture import fingerprint, live_tensors
 from torchddn.kernel_layout import lay_out
 from torchddn.linear import declarations
+from torchddn.small_matrices import write_out
 from torchddn.structure import forget
 from torchddn.testing import collection
 
@@ -35,6 +36,7 @@ def replayed(monkeypatch):
     graphs: list[torch.fx.GraphModule] = []
 
     def replay(graph, tensors):
+        graph = write_out(graph, tensors)
         lay_out(graph, tensors)
         graphs.append(graph)
         return graph
@@ -298,6 +300,54 @@ def test_a_graph_that_is_laid_out_for_the_compiler_stays_equal(name):
     assert torch.equal(found, function(other.clone()))
     assert torch.equal(other, kept)
     assert found.is_contiguous()
+
+
+def _square(y: Tensor, size: int) -> Tensor:
+    """Positive definite matrices, but for two of them."""
+    rows = y[:, : size * size].unflatten(1, (size, size))
+    matrix = rows @ rows.mT + 0.1 * torch.eye(size, dtype=y.dtype)
+    matrix[1, -1, -1] = -1.0
+    matrix[2, 0, 0] = torch.nan
+    return matrix
+
+
+def _factor_and_solve(y: Tensor, size: int, columns: int) -> list[Tensor]:
+    matrix, right = _square(y, size), y[:, : size * columns].unflatten(1, (size, columns))
+    L, info = torch.linalg.cholesky_ex(matrix)
+    L = torch.where((info == 0)[:, None, None], L, torch.eye(size, dtype=y.dtype))
+    lower = torch.linalg.solve_triangular(L, right, upper=False)
+    upper = torch.linalg.solve_triangular(L.mT, right, upper=True)
+    ones = torch.linalg.solve_triangular(L, right, upper=False, unitriangular=True)
+    return [L, info, lower, upper, ones, torch.cholesky_solve(right, L), lower.mT @ upper]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("size", "columns"), [(1, 1), (2, 3), (5, 1), (7, 2)])
+def test_small_matrices_written_out_have_the_factors_and_solutions_of_the_library(size, columns, dtype):
+    y = randn(6, 60, dtype=dtype)
+    graph = make_fx(lambda y: _factor_and_solve(y, size, columns))(y)
+    written = write_out(graph, [y])
+    assert not any("linalg" in str(node.target) or "cholesky" in str(node.target) for node in written.graph.nodes)
+    tolerance = 100 * torch.finfo(dtype).eps
+    for found, expected in zip(written(y), _factor_and_solve(y, size, columns), strict=True):
+        torch.testing.assert_close(found, expected, rtol=30 * tolerance, atol=tolerance)
+    assert written(y)[1].tolist() == [0, size, 1, 0, 0, 0]
+
+
+def test_large_matrices_are_left_to_the_library():
+    y = randn(6, 120)
+    graph = make_fx(lambda y: _factor_and_solve(y, 10, 1))(y)
+    targets = {str(node.target) for node in write_out(graph, [y]).graph.nodes}
+    assert {"aten.linalg_cholesky_ex.default", "aten.linalg_solve_triangular.default"} <= targets
+
+
+@needs_compiler
+def test_small_matrices_written_out_compile_to_the_same_function(at_once):
+    y = randn(6, 60)
+    function = lambda y: _factor_and_solve(y, 5, 2)  # noqa: E731
+    compiled = kernels.Kernels("test").make(function, [y])
+    for found, expected in zip(compiled(y), function(y), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
 
 
 @needs_compiler
@@ -579,7 +629,38 @@ def test_a_fingerprint_is_one_of_values_and_not_of_places():
     a, b = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
     # Live tensors are arguments: which is which matters, their numbers do not.
     assert fingerprint((a, b, a))[0] == fingerprint((b, a, b))[0] != fingerprint((a, b, b))[0]
+    assert [id(t) for t in fingerprint((a, [b, a])).live] == [id(t) for t in live_tensors((a, [b, a]))]
     constant = torch.ones(2)
     before = fingerprint([constant])[0]
     constant += 1
     assert fingerprint([constant])[0] != before
+
+
+_SHARED = torch.ones(2, dtype=D, requires_grad=True)
+
+
+class _NamesATensor(nn.Module):
+    def forward(self, y):
+        return y * _SHARED
+
+
+def test_a_tensor_that_only_a_method_names_counts_by_identity_and_one_that_is_held_too_as_an_argument():
+    module = _NamesATensor()
+    assert fingerprint(module).live == []
+    before = fingerprint(module).state
+    with torch.no_grad():
+        _SHARED.add_(1)
+    assert fingerprint(module).state != before
+    both = [module, _SHARED]
+    before = fingerprint(both)
+    assert before.live[0] is _SHARED
+    with torch.no_grad():
+        _SHARED.add_(1)
+    assert fingerprint(both).state == before.state
+
+
+def test_items_that_are_far_from_a_minimum_do_not_take_the_trusting_step(replayed):
+    # The first item is close to a saddle, the others are not: every one ends in a minimum, as without kernels.
+    x = torch.tensor([[0.0, 0.0], [1.0, 2.0], [-2.0, 1.0]], dtype=D)
+    assert_same(Saddle(), x)
+    assert_same(Saddle(), x[1:])

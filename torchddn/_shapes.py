@@ -49,6 +49,8 @@ def layout_of(item: Any) -> Layout:
 def flatten_tree(call: str, name: str, tree: Any) -> tuple[list[Tensor], pytree.TreeSpec]:
     """The leaves of ``tree``, each of which must be a tensor."""
     leaves, spec = pytree.tree_flatten(tree)
+    if all(isinstance(leaf, Tensor) for leaf in leaves):
+        return leaves, spec
     for leaf, where in zip(leaves, tree_names(name, tree), strict=True):
         if not isinstance(leaf, Tensor):
             raise InvalidInputError(
@@ -64,8 +66,15 @@ def tree_names(name: str, tree: Any) -> list[str]:
     return [name + pytree.keystr(path) for path, _ in paths]
 
 
-def check_floating(call: str, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
-    """Raises unless all tensors are dense real floating point of one dtype on one device."""
+def check_floating(call: str, tensors: Sequence[Tensor], name_all: Callable[[], Sequence[str]]) -> None:
+    """Raises unless all tensors are dense real floating point of one dtype on one device; ``name_all`` names them."""
+    if not tensors:
+        return
+    dtype, device = tensors[0].dtype, tensors[0].device
+    alike = all(t.dtype == dtype and t.device == device and t.layout == torch.strided for t in tensors)
+    if alike and dtype.is_floating_point:
+        return
+    names = name_all()
     for tensor, name in zip(tensors, names, strict=True):
         if tensor.layout != torch.strided:
             raise InvalidInputError(f"`{call}`: `{name}` must be dense, got {tensor.layout}. Use `.to_dense()`.")

@@ -9,15 +9,15 @@ except the tensors and what leads to them.
 
 import functools
 import types
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["fingerprint", "is_live", "live_tensors", "rebuild"]
+__all__ = ["Fingerprint", "fingerprint", "is_live", "live_tensors", "rebuild"]
 
 # What is the same if it is equal.
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -68,29 +68,31 @@ def rebuild(thing: Any, replace: Callable[[Tensor], Tensor]) -> Any:
     return _Rebuilder(replace).visit(thing)
 
 
-def fingerprint(thing: Any, live: Sequence[Tensor] | None = None) -> tuple[Hashable, list[Any]]:
+class Fingerprint(NamedTuple):
+    """What a thing computes with; see :func:`fingerprint`."""
+
+    state: Hashable
+    kept: list[Any]  # objects that the state knows by identity: it means something only as long as they live
+    live: list[Tensor]  # as :func:`live_tensors`
+
+
+def fingerprint(thing: Any) -> Fingerprint:
     """What ``thing`` computes with besides its arguments and its live tensors: equal as long as that is unchanged.
 
     Code, numbers, words and flags count by value, other tensors by identity and version, and objects by identity: what
     changes inside an object that :func:`rebuild` does not enter is not seen. Of modules the classes count too.
 
-    Args:
-        thing: What to look at.
-        live: Its :func:`live_tensors`, if they are known.
-
-    Returns:
-        The fingerprint, and the objects that it knows by identity: it means something only as long as they live.
-
     Example:
         >>> factor = 2.0
-        >>> before, _ = fingerprint(lambda y: factor * y)
+        >>> before = fingerprint(lambda y: factor * y).state
         >>> factor = 3.0
-        >>> fingerprint(lambda y: factor * y)[0] == before
+        >>> fingerprint(lambda y: factor * y).state == before
         False
     """
-    reader = _Reader(live_tensors(thing) if live is None else live)
+    reader = _Reader()
     reader.visit(thing)
-    return tuple(reader.notes), reader.kept
+    reader.visit_classes()
+    return Fingerprint(tuple(reader.notes), reader.kept, list(reader.live.values()))
 
 
 class _Rebuilder:
@@ -188,11 +190,13 @@ class _Rebuilder:
 class _Reader(_Rebuilder):
     """Goes where a rebuilder goes, changes nothing and takes notes."""
 
-    def __init__(self, live: Sequence[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__(lambda tensor: tensor)
-        self._live = {id(tensor) for tensor in live}
         self.notes: list[Hashable] = []
         self.kept: list[Any] = []
+        self.live: dict[int, Tensor] = {}
+        self._classes: list[type] = []
+        self._is_inside = True  # and not in the code of a class, where nothing is replaced
         self._places: dict[int, int] = {}  # of what has been seen before
 
     def visit(self, thing: Any) -> Any:
@@ -202,7 +206,9 @@ class _Reader(_Rebuilder):
             return thing
         place = self._places.setdefault(id(thing), len(self._places))
         if isinstance(thing, Tensor):
-            self.notes.append(place if id(thing) in self._live else self._constant(thing))
+            if self._is_inside and is_live(thing):
+                self.live.setdefault(id(thing), thing)
+            self.notes.append(place if id(thing) in self.live else self._constant(thing))
         elif is_leaf:
             self.notes.append(id(thing))
             self.kept.append(thing)
@@ -210,17 +216,17 @@ class _Reader(_Rebuilder):
             self.notes.append((place, self._shape(thing)))
             self.keep.append(thing)
             if isinstance(thing, nn.Module) and id(thing) not in self.done:
-                self._classes(type(thing))
+                self._classes += [cls for cls in type(thing).__mro__ if cls not in self._classes and _is_of_user(cls)]
             return super().visit(thing)
         return thing
 
-    def _classes(self, kind: type) -> None:
-        """What the methods of a user's module name, and the constants of its classes."""
-        for cls in kind.__mro__:
-            if not _is_foreign(cls) and not cls.__module__.startswith("torchddn."):
-                for name, value in vars(cls).items():
-                    if not (name.startswith("__") and isinstance(value, _PLAIN)):
-                        self.visit(getattr(value, "__func__", getattr(value, "fget", value)))
+    def visit_classes(self) -> None:
+        """What the methods of a user's modules name, and the constants of their classes; after all else."""
+        self._is_inside = False
+        for cls in self._classes:  # it may grow meanwhile
+            for name, value in vars(cls).items():
+                if not (name.startswith("__") and isinstance(value, _PLAIN)):
+                    self.visit(getattr(value, "__func__", getattr(value, "fget", value)))
 
     def _constant(self, tensor: Tensor) -> Hashable:
         self.kept.append(tensor)
@@ -250,6 +256,10 @@ def _contents(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # a variable that is not assigned yet
         return None
+
+
+def _is_of_user(kind: type) -> bool:
+    return not _is_foreign(kind) and not (kind.__module__ or "").startswith("torchddn.")
 
 
 def _is_foreign(function: types.FunctionType | type) -> bool:

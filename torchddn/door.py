@@ -60,12 +60,11 @@ def prepare(
     Raises:
         InvalidInputError: If anything about them does not fit.
     """
-    leaves, _ = flatten_tree(call, "x", inputs)
+    leaves, spec = flatten_tree(call, "x", inputs)
     size = _batch_size(call, inputs, leaves, problem)
-    batched, x = bind(call, problem, inputs, leaves, size, kernels)
-    names = tree_names("x", inputs) + ["a parameter of the problem"] * len(batched.placeholders)
-    if x:
-        check_floating(call, x, names)
+    batched, x = bind(call, problem, spec, leaves, size, kernels)
+    num_parameters = len(batched.placeholders)
+    check_floating(call, x, lambda: tree_names("x", inputs) + ["a parameter of the problem"] * num_parameters)
     dtype = x[0].dtype if x else torch.get_default_dtype()
     if dtype.itemsize < 4:
         x = tuple(tensor.float() for tensor in x)
@@ -92,16 +91,16 @@ def _complete(
         layout, y_0 = _start(batched, frozen, problem, start, own_answer)
         if not layout.size:
             raise InvalidInputError(f"`{batched.call}`: the decision `y` has no entries. Start it with at least one.")
-        batched = dataclasses.replace(batched, layout=layout)
+        p, q = 0, 0
         if batched.kind == "minimize":
-            p, q = _once("sizes", batched, (*frozen, y_0), lambda: _num_rows(batched, y_0, frozen))
-            batched = dataclasses.replace(batched, p=p, q=q)
+            p, q = _once("sizes", batched, (*frozen, y_0), lambda: _num_rows(batched, layout, y_0, frozen))
     bounds = ()
     if problem.function("bounds") is not None:
         with _explained(batched.call):
-            bounds = evaluate_bounds(batched, x, y_0)
+            made = evaluate_bounds(dataclasses.replace(batched, layout=layout), x, y_0)
+        bounds = tuple(bound.contiguous() for bound in made)  # one number for all would be spread out again and again
     flags = (*batched.batched, *(True for _ in bounds), True)
-    batched = dataclasses.replace(batched, has_bounds=bool(bounds), batched=flags)
+    batched = dataclasses.replace(batched, layout=layout, p=p, q=q, has_bounds=bool(bounds), batched=flags)
     everything = (*frozen, *(bound.detach() for bound in bounds), y_0)
     with _explained(batched.call):
         _once("checked", batched, everything, lambda: _check_functions(batched, y_0, everything))
@@ -116,8 +115,9 @@ def _once(what: str, batched: BatchedProblem, tensors: Sequence[Tensor], find: C
     return batched.kernels.recall((what, torch.is_grad_enabled(), shapes), find)
 
 
-def _num_rows(batched: BatchedProblem, y: Tensor, x: Sequence[Tensor]) -> tuple[int, int]:
+def _num_rows(batched: BatchedProblem, layout: Layout, y: Tensor, x: Sequence[Tensor]) -> tuple[int, int]:
     """How many equality and inequality rows there are."""
+    batched = dataclasses.replace(batched, layout=layout)
     return batched.equality(y, x).shape[1], batched.inequality(y, x).shape[1]
 
 
@@ -181,9 +181,8 @@ def flat_start(batched: BatchedProblem, tree: Any) -> tuple[Layout, Tensor]:
 def _given_start(batched: BatchedProblem, x: tuple[Tensor, ...], tree: Any, start: str) -> tuple[Layout, Tensor]:
     """Layout and flat form of a start that was given as tensors, of one item or of the batch."""
     leaves = _start_leaves(batched.call, tree)
-    names = tree_names("y0", tree)
     if x:
-        check_floating(batched.call, [x[0], *leaves], ["x", *names])
+        check_floating(batched.call, [x[0], *leaves], lambda: ["x", *tree_names("y0", tree)])
     leaves = [leaf.detach() for leaf in leaves]
     leaves = [leaf.float() if leaf.dtype.itemsize < 4 else leaf for leaf in leaves]
     tree = pytree.tree_unflatten(leaves, pytree.tree_structure(tree))
@@ -292,11 +291,14 @@ def _start_leaves(call: str, tree: Any) -> list[Tensor]:
     leaves, _ = flatten_tree(call, "initial", tree)
     if not leaves:
         raise InvalidInputError(f"`{call}`: `initial` must be a tensor or a tree of tensors, got {tree!r}.")
-    check_floating(call, leaves, tree_names("initial", tree))
+    check_floating(call, leaves, lambda: tree_names("initial", tree))
     return leaves
 
 
 def _batch_size(call: str, inputs: tuple[Any, ...], leaves: Sequence[Tensor], problem: Problem) -> int:
+    sizes = {leaf.shape[0] if leaf.dim() else None for leaf in leaves}
+    if len(sizes) == 1 and None not in sizes:
+        return leaves[0].shape[0]
     names = tree_names("x", inputs)
     for leaf, name in zip(leaves, names, strict=True):
         if leaf.dim() == 0:
@@ -309,8 +311,6 @@ def _batch_size(call: str, inputs: tuple[Any, ...], leaves: Sequence[Tensor], pr
                 f"`{call}`: all inputs must have the same batch size, got {leaves[0].shape[0]} for `{names[0]}` and "
                 f"{leaf.shape[0]} for `{name}`. Inputs that the items share belong in the problem, or `.expand` them."
             )
-    if leaves:
-        return leaves[0].shape[0]
     start = problem.function("initial")
     given = [] if start is None or callable(start) else pytree.tree_leaves(start)
     if not given or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in given):

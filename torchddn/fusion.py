@@ -28,7 +28,7 @@ def fused(function: _Call) -> _Call:
         if not is_fused(problem):
             return function(problem, *args)
         assert problem.kernels is not None
-        return problem.kernels.call(function, functools.partial(function, problem.without_kernels()), args)
+        return problem.kernels.call(function, lambda *args: function(problem.without_kernels(), *args), args)
 
     return cast(_Call, call)
 

@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from torchddn.errors import CompileWarning
 from torchddn.kernel_layout import lay_out
+from torchddn.small_matrices import write_out
 
 __all__ = ["BoundKernels", "Kernels"]
 
@@ -31,6 +32,11 @@ _Thing = TypeVar("_Thing")
 _MOST = 64
 
 _MISSING: Any = object()
+
+_BRANCHES = (tuple, list)
+
+# A kernel is called with the shapes for which it was made.
+_OPTIONS = {"size_asserts": False, "alignment_asserts": False}
 
 # Calls that replay what was recorded: a function that is called a few times only is not worth the compiler's seconds.
 _REPLAYS = 8
@@ -121,23 +127,23 @@ class BoundKernels(NamedTuple):
         Arguments and results are trees of tuples, lists and named tuples, with tensors, None, numbers and flags, which
         choose the kernel. What is returned has no graph.
         """
-        tensors: list[Tensor] = []
-        given = _take_apart(tuple(args), tensors)
-        flags = [t.dtype == torch.bool for t in tensors]
-        tensors = _as_numbers(tensors, flags)
+        given_tensors: list[Tensor] = []
+        given = _take_apart(tuple(args), given_tensors)
+        kinds = tuple([(t.shape, t.dtype, t.device) for t in given_tensors])
+        tensors = _as_numbers(given_tensors)
 
         def make() -> tuple[Function, list[Any]]:
             made: list[Any] = [None]
 
             def flat(*tensors: Tensor) -> list[Tensor]:
                 outputs: list[Tensor] = []
-                read = (t != 0 if is_flag else t for t, is_flag in zip(tensors, flags, strict=True))
+                read = (t != 0 if kind[1] == torch.bool else t for t, kind in zip(tensors, kinds, strict=True))
                 made[0] = _take_apart(function(*_put_together(given, read)), outputs)
                 return outputs
 
             return self.kernels.make(flat, tensors), made
 
-        kernel, made = self.recall((key, given), make)
+        kernel, made = self.recall((key, given, kinds), make)
         outputs = kernel(*tensors)
         return _put_together(made[0], iter(outputs))
 
@@ -172,46 +178,52 @@ def _compile(graph: torch.fx.GraphModule, tensors: Sequence[Tensor]) -> Function
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's about itself
-            lay_out(graph, tensors)
+            written = write_out(graph, tensors)
+            lay_out(written, tensors)
             # Not `torch.compile`, which would look at each call whether the graph is still the same.
-            kernel = cast("Function", torch._inductor.compile(graph, list(tensors)))
+            kernel = cast("Function", torch._inductor.compile(written, list(tensors), options=_OPTIONS))
             kernel(*tensors)
     except Exception:  # no compiler, or one that does not know an operation
         return graph
     return kernel
 
 
-def _as_numbers(tensors: list[Tensor], flags: list[bool]) -> list[Tensor]:
+def _as_numbers(tensors: list[Tensor]) -> list[Tensor]:
     """The tensors without a graph, one number after the other; flags as numbers, by which a loop chooses faster."""
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
-    tensors = [t.to(dtype) if is_flag else t for t, is_flag in zip(tensors, flags, strict=True)]
-    return [t.detach().contiguous() if t.requires_grad or not t.is_contiguous() else t for t in tensors]
+    return [
+        t.to(dtype).contiguous()
+        if t.dtype == torch.bool
+        else t.detach().contiguous()
+        if t.requires_grad or not t.is_contiguous()
+        else t
+        for t in tensors
+    ]
 
 
-class _Place(NamedTuple):
+class _Place:
     """Where a tensor was."""
 
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
+
+_PLACE = _Place()
 
 
 def _take_apart(thing: Any, tensors: list[Tensor]) -> Any:
     """The tree with a place for each tensor, which is hashable; the tensors are appended to ``tensors``."""
     if isinstance(thing, Tensor):
         tensors.append(thing)
-        return _Place(thing.shape, thing.dtype, thing.device)
-    if isinstance(thing, tuple | list):
-        return type(thing), tuple(_take_apart(part, tensors) for part in thing)
+        return _PLACE
+    if isinstance(thing, _BRANCHES):
+        return type(thing), tuple([_take_apart(part, tensors) for part in thing])
     return thing
 
 
 def _put_together(made: Any, tensors: Iterator[Tensor]) -> Any:
     """The tree again, with the next of ``tensors`` at each place."""
-    if isinstance(made, _Place):
+    if made is _PLACE:
         return next(tensors)
     if isinstance(made, tuple):
         kind, parts = made
         parts = [_put_together(part, tensors) for part in parts]
-        return kind(parts) if kind in (tuple, list) else kind(*parts)
+        return kind(parts) if kind in _BRANCHES else kind(*parts)
     return made

@@ -446,7 +446,7 @@ def _plain(shapes: Sequence[torch.Size]) -> str:
 def bind(
     call: str,
     problem: Problem,
-    inputs: tuple[Any, ...],
+    spec: pytree.TreeSpec,
     leaves: Sequence[Tensor],
     size: int,
     kernels: Kernels | None = None,
@@ -456,15 +456,19 @@ def bind(
     Args:
         call: Name that opens messages.
         problem: What the user wrote. It is copied as far as needed: later changes do not reach the result.
-        inputs: The trees of inputs, for their structure.
-        leaves: The tensors of ``inputs``, checked, each with the batch axis.
+        spec: The tree of the inputs.
+        leaves: Its tensors, checked, each with the batch axis.
         size: ``B``.
         kernels: Those of a compiled node.
     """
-    captured = live_tensors(problem)
+    bound = None
+    if kernels is None:
+        captured = live_tensors(problem)
+    else:
+        state, kept, captured = fingerprint(problem)
+        bound = kernels.bind((state, spec, torch.get_default_dtype()), kept)
     stand_ins = {id(tensor): torch.empty(0) for tensor in captured}
     template = rebuild(problem, lambda tensor: stand_ins.get(id(tensor), tensor)) if captured else problem
-    _, spec = pytree.tree_flatten(inputs)
     batched = BatchedProblem(
         template=template,
         placeholders=tuple(stand_ins.values()),
@@ -478,13 +482,6 @@ def bind(
         q=0,
         has_bounds=False,
         call=call,
-        kernels=None if kernels is None else _bind_kernels(kernels, problem, captured, spec),
+        kernels=bound,
     )
     return batched, (*leaves, *captured)
-
-
-def _bind_kernels(
-    kernels: Kernels, problem: Problem, live: Sequence[Tensor], spec: pytree.TreeSpec
-) -> BoundKernels | None:
-    state, kept = fingerprint(problem, live)
-    return kernels.bind((state, spec, torch.get_default_dtype()), kept)

@@ -217,7 +217,7 @@ def check_theta(call: str, theta: Any) -> None:
     if not leaves:
         raise InvalidInputError(f"`{call}(theta=...)` must hold at least one tensor, got {theta!r}.")
     names = tree_names("theta", theta)
-    check_floating(call, leaves, names)
+    check_floating(call, leaves, lambda: names)
     for leaf, name in zip(leaves, names, strict=True):
         if not bool(leaf.isfinite().all()):
             raise InvalidInputError(f"`{call}`: `{name}` is not finite (NaN or infinite). Start somewhere else.")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from torchddn.active_set import ActiveSet, decide
 from torchddn.derivatives import hessian
-from torchddn.fusion import fused, is_fused
+from torchddn.fusion import fused
 from torchddn.optimality import Held, Measures, Scales, lagrangian, measure_known
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, Proof, Result, Run, Solver, is_differentiated, solve
@@ -57,12 +57,10 @@ class _Point(NamedTuple):
 
 class _State(NamedTuple):
     point: _Point
-    held: Held  # of the step that led here
+    held: Tensor  # which constraints the step that led here held, in numbers
     error: Tensor  # (B,): that of the conditions, in units of the problem
     moved: Tensor  # (B,): length of the last step, in units of y
     setbacks: Tensor  # (B,): steps that brought it no closer
-    num_steps: Tensor
-    is_minimum: Tensor  # (B,): whether the last step was that of a strict minimum
     f_start: Tensor  # (B,): objective of a feasible start, else infinite
     status: Tensor
 
@@ -88,11 +86,11 @@ class ActiveSetNewton:
         return _begin(problem, x, y)
 
     def step(self, problem: BatchedProblem, x: Inputs, state: _State) -> _State:
-        if is_fused(problem):
-            step, is_minimum = _trusting_step(problem, x, state)
-            if bool(is_minimum):
-                return step
-        return _step(problem, x, state, trusting=False)
+        return _step(problem, x, state, trusting=False)[0]
+
+    def trusting_step(self, problem: BatchedProblem, x: Inputs, state: _State) -> tuple[_State, Tensor]:
+        """The step if every item is close to a strict minimum, and for which that is so."""
+        return _step(problem, x, state, trusting=True)
 
     def status(self, problem: BatchedProblem, x: Inputs, state: _State) -> Tensor:
         return state.status
@@ -161,19 +159,13 @@ def _begin(problem: BatchedProblem, x: Inputs, y: Tensor) -> _State:
     possible = (error < torch.inf) & (lower <= upper).all(1)
     setbacks = torch.where(possible, none, torch.inf)
     status = torch.where(setbacks > _PATIENCE, int(Status.STALLED), RUNNING)
-    held = _active(problem, x, point, torch.ones_like(point.stiffness))
+    held = _in_numbers(problem, _active(problem, x, point, torch.ones_like(point.stiffness)), y)
     # Without the curvature there is no unit of force: the first step is judged by itself.
-    return _State(point, held, none + torch.inf, none + torch.inf, setbacks, none, none > 0, f_start, status)
+    return _State(point, held, none + torch.inf, none + torch.inf, setbacks, f_start, status)
 
 
-@fused
-def _trusting_step(problem: BatchedProblem, x: Inputs, state: _State) -> tuple[_State, Tensor]:
-    """The step if every item is close to a strict minimum, and whether that is so: nothing is read on the way."""
-    step = _step(problem, x, state, trusting=True)
-    return step, step.is_minimum.all()
-
-
-def _step(problem: BatchedProblem, x: Inputs, state: _State, trusting: bool) -> _State:
+def _step(problem: BatchedProblem, x: Inputs, state: _State, trusting: bool) -> tuple[_State, Tensor]:
+    """The next state, and for which items the step is that of a strict minimum."""
     before = state.point
     L_yy, stiffness = _curvature(problem, x, before)
     held = _active(problem, x, before, stiffness)
@@ -194,8 +186,8 @@ def _step(problem: BatchedProblem, x: Inputs, state: _State, trusting: bool) -> 
     status = torch.where(arrived, int(Status.CONVERGED), RUNNING)
     risen = point.f - state.f_start > eps**0.5 * (state.f_start.abs() + point.f.abs())
     status = torch.where((setbacks > _PATIENCE) | (arrived & risen), int(Status.STALLED), status)
-    num_steps = state.num_steps + 1
-    return _State(point, held, error, moved, setbacks, num_steps, factors.is_minimum, state.f_start, status)
+    marks = _in_numbers(problem, held, y)
+    return _State(point, marks, error, moved, setbacks, state.f_start, status), factors.is_minimum
 
 
 @fused
@@ -207,8 +199,7 @@ def _judge(problem: BatchedProblem, x: Inputs, state: _State) -> tuple[ActiveSet
     weak = torch.finfo(point.y.dtype).eps ** 0.5
     active = decide(problem, point.y, point.dual, x, units, weak, L_y, point.c[:, problem.p :])
     held = active.held(problem)
-    same = [(a == b).all(1) for a, b in zip(held, state.held, strict=True)]
-    is_strict = torch.stack([~active.weak.any(1), *same]).all(0)
+    is_strict = ~active.weak_items(problem) & (_in_numbers(problem, held, point.y) == state.held).all(1)
     return active, is_strict, measure_known(problem, point.y, point.dual, x, held, point.f, point.c, L_y)
 
 
@@ -293,6 +284,11 @@ def _active(problem: BatchedProblem, x: Inputs, point: _Point, stiffness: Tensor
     target = y - (point.f_y + times(point.c_y.mT, point.dual)) / stiffness
     fixed = lower == upper
     return Held(rows, (target < lower) | fixed, (target > upper) | fixed)
+
+
+def _in_numbers(problem: BatchedProblem, held: Held, like: Tensor) -> Tensor:
+    """One for what is held and zero for the rest, ``(B, p + q)``, and ``2 m`` more where there are bounds."""
+    return (torch.cat(held, dim=1) if problem.has_bounds else held.rows).to(like.dtype)
 
 
 def _newton_step(

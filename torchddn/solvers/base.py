@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchddn.active_set import ActiveSet
 from torchddn.derivatives import inside_transform
-from torchddn.fusion import is_fused
+from torchddn.fusion import fused, is_fused
 from torchddn.optimality import Measures
 from torchddn.problem import BatchedProblem
 from torchddn.status import Status
@@ -124,6 +124,16 @@ class Prover(Protocol):
         ...
 
 
+@runtime_checkable
+class Trusting(Protocol):
+    """A solver whose step is simpler where every item is well behaved: a straight line, which can be one kernel."""
+
+    def status(self, problem: Any, x: Inputs, state: Any, /) -> Tensor: ...
+    def trusting_step(self, problem: Any, x: Inputs, state: Any) -> tuple[State, Tensor]:
+        """The next state, and for which items it is the one of ``step``, ``(B,)``; nothing is read on the way."""
+        ...
+
+
 class Delegate:
     """The four methods of a solver that leaves them to another one, which it picks by the kind of problem."""
 
@@ -200,26 +210,50 @@ def iterate(solver: Method, problem: Batch, x: Inputs, y: Tensor) -> tuple[State
     num_steps = torch.zeros_like(status)
     items = torch.arange(len(y), device=y.device)
     part, part_x = problem, x
+    has_kernels = isinstance(problem, BatchedProblem) and is_fused(problem)
+    trusting = solver if has_kernels and isinstance(solver, Trusting) else None
     # A kernel takes one number of items, and for small ones a step without it costs more than items that have stopped.
-    keeps_whole = isinstance(problem, BatchedProblem) and is_fused(problem) and len(y) * y.shape[1] ** 2 <= _SMALL
+    keeps_whole = has_kernels and len(y) * y.shape[1] ** 2 <= _SMALL
+    num_running = int((status == RUNNING).sum())
     for _ in range(solver.max_steps):
-        running = status[items] == RUNNING
-        num_running = int(running.sum())
         if not num_running:
             break
         if 2 * num_running <= len(items) and not keeps_whole:
             # Most of the work is for items that have stopped: go on with the others alone.
             everything = _write(everything, items, state)
-            items = items[running]
-            running = running[running]
+            items = items[status[items] == RUNNING]
             state = _take(everything, items)
             part, part_x = problem.select(x, items)
+        if trusting is not None and isinstance(part, BatchedProblem) and part is problem:
+            *moved, counts = _advance(part, trusting, x, state, status, num_steps)
+            num_left, num_distrusted = counts.tolist()
+            if not num_distrusted:
+                (state, status, num_steps), num_running = moved, num_left
+                continue
+        running = status[items] == RUNNING
         state_next = solver.step(part, part_x, state)
         state = state_next if num_running == len(items) else freeze(running, state_next, state)
         num_steps = num_steps.index_add(0, items, running.long())
         judged = torch.where(running, solver.status(part, part_x, state), status[items])
         status = status.index_copy(0, items, judged)
+        num_running = int((judged == RUNNING).sum())
     return _write(everything, items, state), _final(status), num_steps
+
+
+@fused
+def _advance(
+    problem: BatchedProblem, solver: Trusting, x: Inputs, state: State, status: Tensor, num_steps: Tensor
+) -> tuple[State, Tensor, Tensor, Tensor]:
+    """State, status and number of steps after one step of the items that run.
+
+    Also how many still run after it, and of how many it is not to be trusted.
+    """
+    running = status == RUNNING
+    state_next, is_trusted = solver.trusting_step(problem, x, state)
+    state = freeze(running, state_next, state)
+    status = torch.where(running, solver.status(problem, x, state), status)
+    counts = torch.stack([(status == RUNNING).sum(), (running & ~is_trusted).sum()])
+    return state, status, num_steps + running.long(), counts
 
 
 def unroll(
