@@ -51,6 +51,11 @@ class ActiveSet(NamedTuple):
         """Which of ``(g, lower, upper)`` are weakly active, ``(B, q + 2 m)``."""
         return torch.cat([part == WEAK for part in self], dim=1)
 
+    def weak_items(self, problem: BatchedProblem) -> Tensor:
+        """Which items have a weakly active constraint, ``(B,)``."""
+        at_rows = (self.rows == WEAK).any(1)
+        return at_rows | (torch.maximum(self.lower, self.upper) == WEAK).any(1) if problem.has_bounds else at_rows
+
     def names(self, item: int, kind: int) -> list[str]:
         """What of an item is active in the given way, as a user would call it."""
         found = []

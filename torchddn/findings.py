@@ -23,7 +23,7 @@ class Findings(NamedTuple):
     sound: Tensor
     active: ActiveSet | None
     weak: Tensor | None  # sound items with a weakly active constraint
-    operator: Operator | None  # None only if every item is certified
+    operator: Operator | None  # None only if every item is certified, and none is singular
     v: Tensor  # the incoming gradient
     structure: str  # what the derivatives look like, in words
     notes: tuple[str, ...]  # what there is to say of it
@@ -50,8 +50,9 @@ class Findings(NamedTuple):
 
     def warn(self) -> None:
         """Warns of sound items whose gradient is asked for and one of several, not certified, or one-sided."""
-        self._warn_of_degenerate()
-        self._warn_of_redundant()
+        if self.operator is not None:
+            self._warn_of_degenerate()
+            self._warn_of_redundant()
         if self.weak is not None:
             self._warn_of_weak(self.weak)
 

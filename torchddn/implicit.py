@@ -19,7 +19,7 @@ from torch import Tensor
 from torchddn import optimality, structure
 from torchddn.active_set import ActiveSet
 from torchddn.derivatives import Linearization, gradient, jvp, private_graph, vjp
-from torchddn.diagnostics import timed
+from torchddn.diagnostics import is_recording, timed
 from torchddn.findings import Findings
 from torchddn.fusion import fused, is_fused
 from torchddn.implicit_root import ImplicitRoot, Unfold, fold
@@ -168,14 +168,8 @@ class SolutionSystem:
     ) -> Sequence[Tensor]:
         """``-u . R_x`` for the tensors ``moving``, with ``K' u = v``, from one evaluation of R; it leaves no graph."""
         with private_graph():
-            leaves = list(x)
-            for i in moving:
-                leaves[i] = x[i].detach().requires_grad_()
-            with torch.enable_grad():
-                mended = self.mend(z.detach(), constants, leaves)
-            moved = [leaves[i] for i in moving]
-            _, pulled = _LinearSystem(self, transpose=not self.symmetric).solve(v, *mended, constants[0], moved)
-            return [torch.zeros_like(x) if p is None else -p for x, p in zip(moved, pulled, strict=True)]
+            _, pulled = _LinearSystem(self, transpose=not self.symmetric).solve(v, z.detach(), constants, x, moving)
+            return [torch.zeros_like(x[i]) if p is None else p for i, p in zip(moving, pulled, strict=True)]
 
     def solve_linear(
         self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], transpose: bool
@@ -220,37 +214,40 @@ class _LinearSystem:
 
     def forward(self, x: Sequence[Tensor]) -> tuple[Tensor, ...]:
         v, z, constants, x = self._unpack(x)
-        sound = constants[0]
-        # Mended now, so that K is a donor's K and not zero.
-        return (self.solve(v, *self.base.mend(z, constants, x), sound)[0],)
+        return (self.solve(v, z, constants, x)[0],)
 
     def solve(
-        self,
-        v: Tensor,
-        z: Tensor,
-        constants: Sequence[Tensor],
-        x: Sequence[Tensor],
-        sound: Tensor,
-        leaves: Sequence[Tensor] = (),
+        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], moving: Sequence[int] = ()
     ) -> tuple[Tensor, Sequence[Tensor | None]]:
-        """``u``, certified, and ``u . R_x`` for ``leaves`` of ``x``; ``sound`` is how the items were before mending."""
-        base = self.base
+        """``u``, certified, and ``-u . R_x`` for the tensors ``moving`` of ``x``; None for zero."""
+        base, sound = self.base, constants[0]
         v = v if base.solver.all_sound else _where_sound(sound, v)
-        active = base.active(constants)
-        weak = active.weak.any(1) & sound if active is not None else None
-        given = base.given(constants)
         with timed() as file:
-            solved = self._solve_by_kernels(v, z, given, x, leaves) or self._solve(v, z, given, x, leaves)
+            rung = self._first_rung_by_kernels(v, z, constants, x, moving)
+            if rung is not None and bool(rung.is_clear) and not is_recording():
+                return rung.u, rung.pulled
+            if rung is not None and bool(rung.is_certified.all()):
+                solved = rung.as_solved()
+            else:
+                solved = self._solve(v, z, constants, x, moving)
             certified, pulled, operator, name, notes = solved
+            active = base.active(constants)
+            weak = active.weak_items(base.problem) & sound if active is not None else None
             findings = Findings(base.problem, certified, sound, active, weak, operator, v, name, notes)
             file(findings.record)
         findings.warn()
         return certified.solution, pulled
 
-    def _solve(self, v: Tensor, z: Tensor, given: Given, x: Sequence[Tensor], leaves: Sequence[Tensor]) -> "_Solved":
+    def _solve(
+        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], moving: Sequence[int]
+    ) -> "_Solved":
         """One rung of the ladder after the other, until every item is certified."""
+        x, leaves = _with_leaves(x, moving)
+        # Mended now, so that K is a donor's K and not zero.
+        with torch.set_grad_enabled(bool(leaves)):
+            z, constants, x = self.base.mend(z, constants, x)
+        given, options = self.base.given(constants), self.base.options
         believed, pullback = self.believed(self.linearize(z, given, x), z, given, x, leaves)
-        options = self.base.options
         certified = solve_certified(
             believed.operator,
             v,
@@ -264,49 +261,62 @@ class _LinearSystem:
         notes = believed.review(certified)
         return _Solved(certified, pullback.of(certified.solution), believed.operator, believed.name, notes)
 
-    def _solve_by_kernels(
-        self, v: Tensor, z: Tensor, given: Given, x: Sequence[Tensor], leaves: Sequence[Tensor]
-    ) -> "_Solved | None":
-        """The same if the node is compiled and the first rung certifies every item; None if not.
+    def _first_rung_by_kernels(
+        self, v: Tensor, z: Tensor, constants: Sequence[Tensor], x: Sequence[Tensor], moving: Sequence[int]
+    ) -> "_FirstRung | None":
+        """The first attempt if the node is compiled and it is known which one that is; None if not.
 
         A direct method is one kernel, and of an iterative one each product.
         """
         base, problem, options = self.base, self.base.problem, self.base.options
         if not is_fused(problem) or not base.solver.all_sound:
             return None
-        kind = {"declared": options.structure, "linear": options.linear, "symmetric": base.symmetric}
-        moving = tuple(i for i, tensor in enumerate(x) if any(tensor is leaf for leaf in leaves))
-        if structure.is_matrix_free(problem, z, **kind):
-            products = _Products(self, z, given, x, moving)
-            found = self.first_rung(products, v, z, given, x, leaves)
-        else:
-            has_bounds = base.constrained and problem.has_bounds
-            state = structure.settled(problem, z, **kind, has_bounds=has_bounds)
-            if state is None:
-                return None
-            found = _first_rung(problem, x, v, z, given, options, base.constrained, self.transpose, moving, state)
-        u, residual, is_certified, pulled, method, name, notes = found
-        if not bool(is_certified.all()):
+        state = structure.settled(
+            problem,
+            z,
+            declared=options.structure,
+            linear=options.linear,
+            symmetric=base.symmetric,
+            has_bounds=base.constrained and problem.has_bounds,
+        )
+        if state is None:
             return None
-        no, none = ~is_certified, torch.zeros_like(is_certified, dtype=torch.int64)
-        certified = Certified(u, residual, is_certified, no, no, (method,) * len(no), none)
-        return _Solved(certified, pulled, None, name, notes)
+        way = _Way(options, base.constrained, self.transpose, tuple(moving), state)
+        numbers = [each.to(z.dtype) for each in constants]  # which a kernel compares faster
+        if state == structure.MATRIX_FREE:
+            x, leaves = _with_leaves(x, moving)
+            return self.first_rung(_Products(problem, x, z, numbers, way), v, z, constants, x, leaves)
+        return _first_rung(problem, x, v, z, numbers, way)
 
     def first_rung(
         self,
         K: "Linearization | _Products",
         v: Tensor,
         z: Tensor,
-        given: Given,
+        constants: Sequence[Tensor],
         x: Sequence[Tensor],
         leaves: Sequence[Tensor],
     ) -> "_FirstRung":
         """The first attempt, of which nothing is read."""
-        believed, pullback = self.believed(K, z, given, x, leaves)
+        base = self.base
+        believed, pullback = self.believed(K, z, base.given(constants), x, leaves)
         linear = get_linear(believed.linear) or choose(believed.operator)
-        solved = solve_once(believed.operator, v, apply=believed.truth, linear=linear, rtol=self.base.options.rtol)
-        pulled = tuple(pullback.of(solved[0]))
-        return _FirstRung(*solved, pulled, name_of(linear), believed.name, believed.notes)
+        u, residual, is_certified = solve_once(
+            believed.operator, v, apply=believed.truth, linear=linear, rtol=base.options.rtol
+        )
+        active, is_clear = base.active(constants), is_certified
+        if active is not None:
+            is_clear = is_clear & ~active.weak_items(base.problem)
+        return _FirstRung(
+            u,
+            residual,
+            is_certified,
+            is_clear.all(),
+            tuple(pullback.of(u)),
+            name_of(linear),
+            believed.name,
+            believed.notes,
+        )
 
     def linearize(self, z: Tensor, given: Given, x: Sequence[Tensor]) -> Linearization:
         """K, by its products, of data without items that are not sound."""
@@ -425,33 +435,53 @@ class _Solved(NamedTuple):
 
 
 class _FirstRung(NamedTuple):
-    """``u``, its residual, which items are certified, ``u . R_x``, and in words how and with what."""
+    """``u``, its residual, which items are certified, ``-u . R_x``, and in words how and with what.
+
+    ``is_clear`` says whether all are and none has a weakly active constraint, so that there is nothing to tell.
+    """
 
     u: Tensor
     residual: Tensor
     is_certified: Tensor
+    is_clear: Tensor
     pulled: tuple[Tensor | None, ...]
     method: str
     name: str
     notes: tuple[str, ...]
 
+    def as_solved(self) -> _Solved:
+        """The end of the ladder, if every item is certified."""
+        no, none = ~self.is_certified, torch.zeros_like(self.is_certified, dtype=torch.int64)
+        method = (self.method,) * len(no)
+        certified = Certified(self.u, self.residual, self.is_certified, no, no, method, none)
+        return _Solved(certified, self.pulled, None, self.name, self.notes)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Way:
+    """How a system is solved, and for what: it chooses the kernel. ``state`` is that of a belief which has settled."""
+
+    options: LinearOptions
+    constrained: bool
+    transpose: bool
+    moving: tuple[int, ...]
+    state: Hashable
+
+    def system(self, problem: BatchedProblem) -> _LinearSystem:
+        """The system, of items that are sound."""
+        forward = cast("Forward", SimpleNamespace(all_sound=True))
+        base = SolutionSystem(problem, forward, self.options, self.constrained, poison=False)
+        return _LinearSystem(base, self.transpose)
+
 
 @fused
 def _first_rung(
-    problem: BatchedProblem,
-    x: Sequence[Tensor],
-    v: Tensor,
-    z: Tensor,
-    given: Given,
-    options: LinearOptions,
-    constrained: bool,
-    transpose: bool,
-    moving: Sequence[int],
-    state: Hashable,
+    problem: BatchedProblem, x: Sequence[Tensor], v: Tensor, z: Tensor, constants: Sequence[Tensor], way: _Way
 ) -> _FirstRung:
-    """The first rung of sound items with a direct method; ``state`` is that of a belief which has settled."""
-    system, x, leaves = _with_leaves(problem, x, options, constrained, transpose, moving)
-    return system.first_rung(system.linearize(z, given, x), v, z, given, x, leaves)
+    """The first rung of sound items with a direct method."""
+    system, (x, leaves) = way.system(problem), _with_leaves(x, way.moving)
+    K = system.linearize(z, system.base.given(constants), x)
+    return system.first_rung(K, v, z, constants, x, leaves)
 
 
 @fused
@@ -460,63 +490,48 @@ def _product(
     x: Sequence[Tensor],
     u: Tensor,
     z: Tensor,
-    given: Given,
-    options: LinearOptions,
-    constrained: bool,
+    constants: Sequence[Tensor],
+    way: _Way,
     forward: bool,
-    moving: Sequence[int],
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """``K u`` if ``forward``, else ``u K`` and ``u . R_x``, of sound items."""
-    system, x, leaves = _with_leaves(problem, x, options, constrained, False, moving)
-    K = system.linearize(z, given, x)
+    """``K u`` if ``forward``, else ``u K`` and ``u . R_x`` for what moves, of sound items."""
+    system, (x, leaves) = way.system(problem), _with_leaves(x, way.moving)
+    K = system.linearize(z, system.base.given(constants), x)
     if forward:
         return K.jvp(u), ()
     product, pulled = K.vjp_and(u, leaves)
     return product, tuple(pulled)
 
 
-def _with_leaves(
-    problem: BatchedProblem,
-    x: Sequence[Tensor],
-    options: LinearOptions,
-    constrained: bool,
-    transpose: bool,
-    moving: Sequence[int],
-) -> tuple[_LinearSystem, list[Tensor], list[Tensor]]:
-    """The system of sound items, its inputs, and those of them to pull back to."""
-    forward = cast("Forward", SimpleNamespace(all_sound=True))
-    system = _LinearSystem(SolutionSystem(problem, forward, options, constrained, poison=False), transpose)
-    inputs = [tensor.detach().requires_grad_() if i in moving else tensor for i, tensor in enumerate(x)]
-    return system, inputs, [inputs[i] for i in moving]
+def _with_leaves(x: Sequence[Tensor], moving: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """The inputs, and those of them to pull back to."""
+    inputs = list(x)
+    for i in moving:
+        inputs[i] = x[i].detach().requires_grad_()
+    return inputs, [inputs[i] for i in moving]
 
 
 class _Products:
     """What :class:`Linearization` is, one kernel for each product."""
 
     def __init__(
-        self,
-        system: _LinearSystem,
-        z: Tensor,
-        given: Given,
-        x: Sequence[Tensor],
-        moving: Sequence[int],
+        self, problem: BatchedProblem, x: Sequence[Tensor], z: Tensor, constants: Sequence[Tensor], way: _Way
     ) -> None:
         self.value = z
-        base = system.base
-        self._problem, self._x, self._moving = base.problem, x, moving
-        self._point = z, given, base.options, base.constrained
+        self._problem, self._x, self._point, self._way = problem, x, (z, constants), way
+        self._alone = dataclasses.replace(way, moving=())
 
     def vjp(self, v: Tensor) -> Tensor:
         """``v K``."""
-        return _product(self._problem, self._x, v, *self._point, False, ())[0]
+        return _product(self._problem, self._x, v, *self._point, self._alone, False)[0]
 
     def vjp_and(self, v: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
         """``v K``, and what is pulled back to ``others``, those inputs for which this was made."""
-        return _product(self._problem, self._x, v, *self._point, False, self._moving)
+        return _product(self._problem, self._x, v, *self._point, self._way, False)
 
     def jvp(self, t: Tensor) -> Tensor:
         """``K t``."""
-        return _product(self._problem, self._x, t, *self._point, True, ())[0]
+        return _product(self._problem, self._x, t, *self._point, self._alone, True)[0]
 
 
 class _Pullback:
@@ -533,10 +548,10 @@ class _Pullback:
         return product
 
     def of(self, u: Tensor) -> Sequence[Tensor | None]:
-        """``u . R_x`` for each leaf, None for zero."""
+        """``-u . R_x`` for each leaf, None for zero."""
         if self._leaves and self._u is not u:
             self(u)
-        return self._pulled
+        return [None if pulled is None else -pulled for pulled in self._pulled]
 
 
 def _where_sound(sound: Tensor, v: Tensor) -> Tensor:

@@ -71,12 +71,15 @@ class ImplicitRoot(torch.autograd.Function):
         ctx.system, *x = inputs
         z, *others = outputs
         ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(False)  # of what has none, zeros would be made at each backward pass
         saved = (z, *others[: ctx.system.num_constants], *x)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if v is None:
+            return (None,) * len(ctx.needs_input_grad)
         system = ctx.system
         z, constants, x = system.split(ctx.saved_tensors)
         moving = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]

@@ -331,19 +331,21 @@ class _Forward:
             sound = self._check_finite(problem, x)
             mended = x if self.all_sound else problem.mend(x, sound)
             y, dual, active, status, num_steps, notes, measures = self._answer(problem, mended)
+            is_proven = measures is not None and self.all_sound
             if measures is None:
                 held = None if active is None else active.held(problem)
                 measures = optimality.measure(problem, y, dual, mended, held)
                 scale = torch.maximum(y.abs().amax(-1), mended[-1].abs().amax(-1))
                 irregular = optimality.is_irregular(problem, y, dual, mended, scale) & (status == Status.CONVERGED)
                 status = torch.where(irregular, int(Status.STALLED), status)
-            status = torch.where(sound, status, int(Status.NON_FINITE))
-            measures = optimality.Measures(*(torch.where(sound, part, torch.nan) for part in measures))
-            sound = sound & y.isfinite().all(-1) & dual.isfinite().all(-1)
-            if self.on_failure == "nan":
-                sound = sound & (status == Status.CONVERGED)
-            y, dual = (torch.where(sound[:, None], part, torch.nan) for part in (y, dual))
-            self.all_sound = self.all_sound and bool(sound.all())
+            if not is_proven:  # of which every item is right
+                status = torch.where(sound, status, int(Status.NON_FINITE))
+                measures = optimality.Measures(*(torch.where(sound, part, torch.nan) for part in measures))
+                sound = sound & y.isfinite().all(-1) & dual.isfinite().all(-1)
+                if self.on_failure == "nan":
+                    sound = sound & (status == Status.CONVERGED)
+                y, dual = (torch.where(sound[:, None], part, torch.nan) for part in (y, dual))
+                self.all_sound = self.all_sound and bool(sound.all())
             objective, *errors = measures
             report = Report(objective, status, num_steps, *errors)
             residual = torch.stack(errors).amax(0)

@@ -23,8 +23,8 @@ those that were the same for all items and in two passes (``constant``).
 good. So a finding that does not hold for other data costs one dense solve, and never correctness.
 """
 
-from torchddn.structure.believed import Believed, check_declared, is_matrix_free, operator, settled
+from torchddn.structure.believed import MATRIX_FREE, Believed, check_declared, operator, settled
 from torchddn.structure.memory import forget
 from torchddn.structure.system import Product
 
-__all__ = ["Believed", "Product", "check_declared", "forget", "is_matrix_free", "operator", "settled"]
+__all__ = ["MATRIX_FREE", "Believed", "Product", "check_declared", "forget", "operator", "settled"]

@@ -29,10 +29,13 @@ from torchddn.structure.reading import fits, is_learning, read, suitable
 from torchddn.structure.search import is_formed, look
 from torchddn.structure.system import Product, System, generic
 
-__all__ = ["Believed", "check_declared", "is_matrix_free", "operator", "settled"]
+__all__ = ["MATRIX_FREE", "Believed", "check_declared", "operator", "settled"]
 
 # Up to so many unknowns a dense solve costs no more than the calls that a structured one makes: nothing is looked for.
 SMALL = 32
+
+# What is settled where products alone are used.
+MATRIX_FREE = "matrix-free"
 
 
 class Believed:
@@ -190,27 +193,20 @@ def settled(
 ) -> Hashable | None:
     """What :func:`operator` will believe, and that nothing is left to look for or to learn; None if something is.
 
-    As long as it stays the same, a direct solve is the same operations on other numbers. Arguments as there; ``like``
-    is shaped as the right-hand side, ``(B, s)``.
+    As long as it stays the same, a direct solve is the same operations on other numbers. ``MATRIX_FREE`` says that
+    products alone will be used. Arguments as there; ``like`` is shaped as the right-hand side, ``(B, s)``.
     """
     solver = get_linear(linear)
-    if isinstance(solver, Krylov | LeastSquares):
+    if isinstance(solver, Krylov):
+        return MATRIX_FREE
+    if isinstance(solver, LeastSquares):
         return None
     if _is_formed_at_once(declared, solver is not None, like.shape[1]):
         return "dense"
     belief = known(problem, like, symmetric, declared)
-    if belief is None or belief.H is None or is_learning(belief, has_bounds):
+    if belief is None or is_learning(belief, has_bounds):
         return None
-    return belief.state
-
-
-def is_matrix_free(problem: BatchedProblem, like: Tensor, *, declared: Any, linear: Any, symmetric: bool) -> bool:
-    """Whether :func:`operator` will use products alone; arguments as of :func:`settled`."""
-    solver = get_linear(linear)
-    if isinstance(solver, Krylov) or _is_formed_at_once(declared, solver is not None, like.shape[1]):
-        return isinstance(solver, Krylov)
-    belief = known(problem, like, symmetric, declared)
-    return belief is not None and belief.H is None
+    return MATRIX_FREE if belief.H is None else belief.state
 
 
 def _is_formed_at_once(declared: Any, direct: bool, size: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchddn.linear import Declaration, Dense, RowDeclaration
-from torchddn.problem import BatchedProblem
+from torchddn.problem import BatchedProblem, Problem
 from torchddn.structure.constant import Constant
 from torchddn.structure.system import System
 
@@ -112,12 +112,19 @@ def forget() -> None:
 
 
 def _key(problem: BatchedProblem, like: Tensor, symmetric: bool, declared: Any) -> Any:
-    template = problem.template
+    sizes = (problem.layout.shapes, like.shape[1], like.dtype, like.device, symmetric)
+    if problem.kernels is None:
+        return (*_code(problem.template), sizes, declared)
+    # The kernels are those of one state of the problem's functions, which therefore are not read again.
+    return (*problem.kernels.recall("code", lambda: _code(problem.template)), sizes, declared)
+
+
+def _code(template: Problem) -> tuple[Any, ...]:
+    """What makes a problem the same in another call."""
     code = tuple(_identity(template.function(name)) for name in ("objective", "equality", "inequality", "residual"))
     # An option of a problem, such as which terms its objective has, may change what its derivatives look like.
     options = tuple((name, value) for name, value in vars(template).items() if isinstance(value, (bool, int, str)))
-    sizes = (problem.layout.shapes, like.shape[1], like.dtype, like.device, symmetric)
-    return type(template), options, code, sizes, declared
+    return type(template), options, code
 
 
 def _identity(function: Any, depth: int = 2) -> Any:
