@@ -56,6 +56,7 @@ CASES = [
     Case("entmax15", F.entmax15, lambda b: (randn(b, SIZE),)),
     Case("capped_simplex", F.project_capped_simplex,
          lambda b: (randn(b, SIZE), 1 + 0.2 * randn(b, seed=1).abs(), 0.4 + 0.2 * randn(b, SIZE, seed=2).abs())),
+    Case("soft_top_k", F.soft_top_k, lambda b: (randn(b, SIZE), 1 + positive(b, seed=1), positive(b, seed=2))),
     Case("box", F.project_box, lambda b: (2 * randn(b, SIZE), -positive(b, SIZE, seed=1), positive(b, SIZE, seed=2))),
     Case("weighted_l1_ball", F.project_weighted_l1_ball,
          lambda b: (2 * randn(b, SIZE), positive(b, SIZE, seed=1), positive(b, seed=2))),
@@ -192,6 +193,7 @@ def test_empty_batch_gives_an_empty_answer(case):
 ALONG = {
     "sphere": F.project_sphere, "ball": F.project_ball, "simplex": F.project_simplex, "sparsemax": F.sparsemax,
     "entmax15": F.entmax15, "capped_simplex": F.project_capped_simplex, "monotone": F.project_monotone,
+    "soft_top_k": lambda x, **how: F.soft_top_k(x, 0.7, **how),
     "box": lambda x, **how: F.project_box(x, -0.5, 0.5, **how),
     "weighted_l1_ball": lambda x, **how: F.project_weighted_l1_ball(x, 2.0, **how),
 }  # fmt: skip
@@ -241,7 +243,7 @@ def test_no_numbers_break_it(name, seed, scale, m, ties):
         (slope,) = torch.autograd.grad(found.y.sum(), at)
         assert slope.isfinite().all()
         # An answer is its own projection.
-        if name != "entmax15":
+        if name not in ("entmax15", "soft_top_k"):
             torch.testing.assert_close(ALONG[name](found.y), found.y, rtol=1e-5, atol=1e-6 * bound)
 
 
@@ -286,9 +288,10 @@ def test_choices_are_told_in_the_record():
         F.project_ball(torch.tensor([0.6, 0.8], dtype=torch.float64))
         F.project_simplex(torch.tensor([1.0, 0.0]))
         F.project_rotation(torch.zeros(2, 2))
+        F.soft_top_k(torch.tensor([1.0, 0.0]), 1, 1e4)
         F.project_sphere(torch.tensor([1.0, 2.0]))
     notes = [record.notes for record in seen.records]
-    expected = ("center", "largest", "zero", "on the sphere", "threshold", "several")
+    expected = ("center", "largest", "zero", "on the sphere", "threshold", "several", "hard")
     for note, words in zip(notes, expected, strict=False):
         assert len(note) == 1 and words in note[0] and "items 0" in note[0]
     assert notes[-1] == ()

@@ -58,6 +58,7 @@ BALL_MODULE = {**BALL, **LEARNED}
 VECTORS = {"x": (3, "(x=...)"), "dim": (7, "dim"), **FAILURE}
 SIMPLEX = {**VECTORS, "radius": (-1.0, "radius"), **FLAG}
 CAPPED = {**SIMPLEX, "upper": (-1.0, "upper")}
+TOP_K = {**VECTORS, "k": (4, "(k=...)` must be at most"), "gamma": (-1.0, "gamma"), **FLAG}
 WEIGHTED = {**SIMPLEX, "weights": (-1.0, "weights")}
 GROUPS = {**SIMPLEX, "group_dim": (7, "must name axes")}
 BOX = {**VECTORS, **FLAG, "lower": (float("nan"), "lower"), "upper": ("high", "upper")}
@@ -159,6 +160,7 @@ READY_NODES = {
     functional.sparsemax: (call(functional.sparsemax, x=X), {**VECTORS, **FLAG}),
     functional.entmax15: (call(functional.entmax15, x=X), {**VECTORS, **FLAG}),
     functional.project_capped_simplex: (call(functional.project_capped_simplex, x=X), CAPPED),
+    functional.soft_top_k: (call(functional.soft_top_k, x=X, k=1), TOP_K),
     functional.project_weighted_l1_ball: (call(functional.project_weighted_l1_ball, x=X, weights=1.0), WEIGHTED),
     functional.project_l21_ball: (call(functional.project_l21_ball, x=X), GROUPS),
     functional.project_box: (call(functional.project_box, x=X), BOX),
@@ -253,6 +255,10 @@ READY_NODES = {
     nn.Sparsemax: (module(nn.Sparsemax, X), held(VECTORS)),
     nn.Entmax15: (module(nn.Entmax15, X), held(VECTORS)),
     nn.ProjectCappedSimplex: (module(nn.ProjectCappedSimplex, X), {**held(CAPPED), **LEARNED}),
+    nn.SoftTopK: (
+        lambda **c: nn.SoftTopK(**{"k": 1, **c})(X),
+        {**held(TOP_K), "learnable_gamma": ("yes", "learnable_gamma")},
+    ),
     nn.ProjectWeightedL1Ball: (
         lambda **c: nn.ProjectWeightedL1Ball(**{"weights": 1.0, **c})(X),
         {**held(WEIGHTED), **LEARNED},

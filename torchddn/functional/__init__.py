@@ -24,6 +24,7 @@ from torchddn.functional.projection.semidefinite import project_psd
 from torchddn.functional.projection.sets import project_box, project_halfspace
 from torchddn.functional.projection.simplex import entmax15, project_capped_simplex, project_simplex, sparsemax
 from torchddn.functional.projection.spheres import project_ball, project_sphere
+from torchddn.functional.projection.top_k import soft_top_k
 from torchddn.functional.projection.total_variation import total_variation
 from torchddn.functional.transport.birkhoff import project_birkhoff
 from torchddn.functional.transport.clouds import CloudSolution, sinkhorn_divergence, transport_between
@@ -60,6 +61,7 @@ __all__ = [
     "robust_pool",
     "robust_vector_pool",
     "sinkhorn_divergence",
+    "soft_top_k",
     "sparsemax",
     "support_vector_machine",
     "top_eigenvectors",

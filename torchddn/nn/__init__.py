@@ -16,6 +16,7 @@ from torchddn.nn.segments import IsotonicRegression, TotalVariation
 from torchddn.nn.sets import ProjectAffine, ProjectBox, ProjectHalfspace, ProjectMonotone
 from torchddn.nn.simplex import Entmax15, ProjectCappedSimplex, ProjectSimplex, Sparsemax
 from torchddn.nn.spectral import BottomEigenvectors, TopEigenvectors
+from torchddn.nn.top_k import SoftTopK
 from torchddn.nn.transport import OptimalTransport
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "RobustPool2d",
     "RobustVectorPool",
     "RobustVectorPool2d",
+    "SoftTopK",
     "Sparsemax",
     "SupportVectorMachine",
     "TopEigenvectors",
