@@ -192,7 +192,10 @@ def soft_top_k(B: int, m: int) -> Case:
         w = y * (1 - y)
         return w * (v - (w * v).sum(1, keepdim=True) / w.sum(1, keepdim=True))
 
-    return Case("soft top-k", SoftTopK(), (x, y), by_hand)
+    def ready(x: Tensor) -> Tensor:
+        return ddn.functional.soft_top_k(x, 3.0)
+
+    return Case("soft top-k", SoftTopK(), (x, y), by_hand, ready=ready)
 
 
 def total_variation(B: int, n: int) -> Case:
