@@ -49,6 +49,8 @@ NUM_CALLS = 10
 
 # Seconds that a call may be expected to take, going by smaller ones; more is not tried.
 LIMIT = 10.0
+# Seconds of a turn, and how many turns a fast call has.
+TURN, NUM_ROUNDS = 0.05, 15
 # Of an answer, relative: what is farther away has not been solved. Only so many items are looked at.
 WRONG, NUM_JUDGED = 1e-4, 64
 
@@ -384,14 +386,29 @@ class Cell(NamedTuple):
         return self.forward + self.backward
 
 
-def median_pair(call: Callable[[], tuple[float, float]], seconds: float = 1.0, least: int = 5) -> tuple[float, float]:
-    """Medians of two times in milliseconds; a call of more than a few seconds is made once."""
-    pairs = [call()]
-    if sum(pairs[0]) < 3.0:
-        while len(pairs) < least or sum(map(sum, pairs)) < seconds:
-            pairs.append(call())
-    forward, backward = (1e3 * statistics.median(times) for times in zip(*pairs, strict=True))
-    return forward, backward
+# One call, forward and backward, in seconds each.
+Call = Callable[[], tuple[float, float]]
+
+
+def in_turns(contenders: list[tuple[Cell, Call]]) -> list[Cell]:
+    """The cells, which know the time of one call, with medians of rounds in which each has its turn.
+
+    So whatever else the machine does meets all of them. A turn is as many calls as ``TURN`` takes, one at least, and
+    slow ones have fewer turns.
+    """
+    pairs: list[list[tuple[float, float]]] = [[] for _ in contenders]
+    for number in range(NUM_ROUNDS):
+        for (cell, call), own in zip(contenders, pairs, strict=True):
+            seconds = 1e-3 * cell.both
+            if number * max(seconds, TURN) < NUM_ROUNDS * TURN * 2:
+                calls = [call() for _ in range(max(1, round(TURN / seconds)))]
+                forward, backward = (statistics.fmean(times) for times in zip(*calls, strict=True))
+                own.append((forward, backward))
+    medians = [[1e3 * statistics.median(times) for times in zip(*own, strict=True)] for own in pairs]
+    return [
+        cell._replace(forward=forward, backward=backward)
+        for (cell, _), (forward, backward) in zip(contenders, medians, strict=True)
+    ]
 
 
 class Data(NamedTuple):
@@ -413,17 +430,17 @@ class Data(NamedTuple):
         return Data(*(rows[:B] for rows in self))
 
 
-def measure(family: Family, name: str, data: Data) -> Cell:
-    """The first way of this rival that solves all items, or what is wrong with the last."""
-    cells: list[Cell] = []
+def prepare(family: Family, name: str, data: Data) -> tuple[Cell, Call]:
+    """The first way of this rival that solves all items, or what is wrong with the last, and one call."""
+    prepared: list[tuple[Cell, Call]] = []
     for way in RIVALS[name].ways:
-        cells.append(measure_way(family, name, way, data))
-        if not cells[-1].reason:
+        prepared.append(prepare_way(family, name, way, data))
+        if not prepared[-1][0].reason:
             break
-    return cells[-1]
+    return prepared[-1]
 
 
-def measure_way(family: Family, name: str, way: Callable[[Family], Solve], data: Data) -> Cell:
+def prepare_way(family: Family, name: str, way: Callable[[Family], Solve], data: Data) -> tuple[Cell, Call]:
     x, v, y, gradient = data
 
     def call() -> tuple[float, float]:
@@ -443,10 +460,11 @@ def measure_way(family: Family, name: str, way: Callable[[Family], Solve], data:
     cell = Cell(family.name, len(x), family.m, name, first=first)
     unsolved = int((~(distance < WRONG)).sum())
     if unsolved:
-        return cell._replace(reason=f"{unsolved} of {n} not solved")
-    forward, backward = median_pair(call)
+        return cell._replace(reason=f"{unsolved} of {n} not solved"), call
+    forward, backward = (1e3 * seconds for seconds in call())
     error_gradient = float(np.abs(slope[:n] - gradient).max() / np.abs(gradient).max())
-    return cell._replace(forward=forward, backward=backward, error=float(distance.max()), error_gradient=error_gradient)
+    cell = cell._replace(error=float(distance.max()), error_gradient=error_gradient)
+    return cell._replace(forward=forward, backward=backward), call
 
 
 def survey() -> list[Cell]:
@@ -456,25 +474,38 @@ def survey() -> list[Cell]:
         for m in SIZES:
             family = make(m)
             data = Data.of(family, max(batches))
-            for name, rival in RIVALS.items():
-                if not all(importlib.util.find_spec(package) for package in rival.packages):
-                    continue
-                for B in batches:
-                    if B in rival.batches:
-                        own = [c for c in cells if c.family == family.name and c.rival in (name, rival.like)]
-                        cells.append(take(family, name, data.first(B), own))
-                        print(cells[-1], file=sys.stderr)
+            for B in batches:
+                cells += batch(family, data.first(B), cells)
     return cells
 
 
-def take(family: Family, name: str, data: Data, before: list[Cell]) -> Cell:
-    """A cell, left out if it must be expected to take too long."""
-    B = len(data.x)
+def batch(family: Family, data: Data, before: list[Cell]) -> list[Cell]:
+    """The cells of one batch, measured in turns."""
+    cells: list[Cell] = []
+    contenders: list[tuple[Cell, Call]] = []
+    for name, rival in RIVALS.items():
+        if len(data.x) not in rival.batches or not all(map(importlib.util.find_spec, rival.packages)):
+            continue
+        known = [c for c in (*before, *cells) if c.family == family.name and c.rival in (name, rival.like)]
+        if is_too_long(family, name, len(data.x), known):
+            cells.append(Cell(family.name, len(data.x), family.m, name, reason=f"over {LIMIT:.0f} s"))
+            continue
+        cell, call = prepare(family, name, data)
+        cells.append(cell)
+        if not cell.reason:
+            contenders.append((cell, call))
+    measured = {cell.rival: cell for cell in in_turns(contenders)}
+    cells = [measured.get(cell.rival, cell) for cell in cells]
+    print(*cells, sep="\n", file=sys.stderr)
+    return cells
+
+
+def is_too_long(family: Family, name: str, B: int, before: list[Cell]) -> bool:
+    """Whether a cell must be expected to take too long."""
     rival = RIVALS[name]
     first = [1e-3 * rival.num_calls * c.both for c in before if (c.rival, c.B, c.m) == (rival.like, B, family.m)]
-    if expected_seconds(B, family.m, rival.is_loop, before) > LIMIT or any(seconds > 2 * LIMIT for seconds in first):
-        return Cell(family.name, B, family.m, name, reason=f"over {LIMIT:.0f} s")
-    return measure(family, name, data)
+    own = [c for c in before if (c.B, c.m) != (B, family.m)]
+    return expected_seconds(B, family.m, rival.is_loop, own) > LIMIT or any(seconds > 2 * LIMIT for seconds in first)
 
 
 def expected_seconds(B: int, m: int, is_loop: bool, before: list[Cell]) -> float:
@@ -505,7 +536,7 @@ def tables(cells: list[Cell]) -> str:
         others = [_beside(found.get((family, B, m, name)), ours) for name in names[1:]]
         rows.append((family, B, m, *times, *others))
     head = ("family", "B", "m", "torchddn forward", "backward", "both", *names[1:])
-    parts = [table("Forward and backward, milliseconds (median), and as a multiple of ours", head, rows)]
+    parts = [table("Forward and backward, milliseconds (median of rounds), and as a multiple of ours", head, rows)]
     errors = []
     for family in FAMILIES:
         for name in names:
