@@ -9,7 +9,7 @@ except the tensors and what leads to them.
 
 import functools
 import types
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -155,8 +155,7 @@ class _Rebuilder:
         contents = [self.visit(content) for _, content in filled]
         defaults = self.visit(function.__defaults__)
         keywords = self.visit(function.__kwdefaults__)
-        names = _names(function.__code__) & function.__globals__.keys()
-        globals_ = {name: self.visit(function.__globals__[name]) for name in sorted(names)}
+        globals_ = {name: self.visit(value) for name, value in _named(function).items()}
         moved = {name: value for name, value in globals_.items() if value is not function.__globals__[name]}
         same_cells = all(new is old for new, (_, old) in zip(contents, filled, strict=True))
         if same_cells and not moved and defaults is function.__defaults__ and keywords is function.__kwdefaults__:
@@ -187,38 +186,39 @@ class _Rebuilder:
         return functools.partial(new[0], *new[1:num_args], **keywords)
 
 
-class _Reader(_Rebuilder):
-    """Goes where a rebuilder goes, changes nothing and takes notes."""
+class _Reader:
+    """Goes where a rebuilder goes, in the same order, and takes notes."""
 
     def __init__(self) -> None:
-        super().__init__(lambda tensor: tensor)
         self.notes: list[Hashable] = []
         self.kept: list[Any] = []
         self.live: dict[int, Tensor] = {}
+        self._keep: list[Any] = []  # temporaries whose identity is in `_places`
+        self._places: dict[int, int] = {}  # of what has been seen before
         self._classes: list[type] = []
         self._is_inside = True  # and not in the code of a class, where nothing is replaced
-        self._places: dict[int, int] = {}  # of what has been seen before
 
-    def visit(self, thing: Any) -> Any:
-        is_leaf = isinstance(thing, Tensor) or self._rule(thing) is None
-        if is_leaf and isinstance(thing, _PLAIN):
-            self.notes.append((type(thing), thing))
-            return thing
-        place = self._places.setdefault(id(thing), len(self._places))
+    def visit(self, thing: Any) -> None:
         if isinstance(thing, Tensor):
-            if self._is_inside and is_live(thing):
-                self.live.setdefault(id(thing), thing)
-            self.notes.append(place if id(thing) in self.live else self._constant(thing))
-        elif is_leaf:
+            self._tensor(thing)
+            return
+        parts = _parts(thing)
+        if parts is None and isinstance(thing, _PLAIN):
+            self.notes.append((type(thing), thing))
+            return
+        is_new = id(thing) not in self._places
+        place = self._places.setdefault(id(thing), len(self._places))
+        if parts is None:
             self.notes.append(id(thing))
             self.kept.append(thing)
-        else:
-            self.notes.append((place, self._shape(thing)))
-            self.keep.append(thing)
-            if isinstance(thing, nn.Module) and id(thing) not in self.done:
+            return
+        self.notes.append((place, _shape(thing)))
+        if is_new:
+            self._keep.append(thing)
+            if isinstance(thing, nn.Module):
                 self._classes += [cls for cls in type(thing).__mro__ if cls not in self._classes and _is_of_user(cls)]
-            return super().visit(thing)
-        return thing
+            for part in parts:
+                self.visit(part)
 
     def visit_classes(self) -> None:
         """What the methods of a user's modules name, and the constants of their classes; after all else."""
@@ -228,27 +228,63 @@ class _Reader(_Rebuilder):
                 if not (name.startswith("__") and isinstance(value, _PLAIN)):
                     self.visit(getattr(value, "__func__", getattr(value, "fget", value)))
 
-    def _constant(self, tensor: Tensor) -> Hashable:
+    def _tensor(self, tensor: Tensor) -> None:
+        place = self._places.setdefault(id(tensor), len(self._places))
+        if self._is_inside and is_live(tensor):
+            self.live.setdefault(id(tensor), tensor)
+        if id(tensor) in self.live:
+            self.notes.append(place)
+            return
         self.kept.append(tensor)
-        return id(tensor), None if tensor.is_inference() else tensor._version
-
-    def _shape(self, thing: Any) -> Hashable:
-        """What distinguishes a thing that is entered from others of the same contents."""
-        if isinstance(thing, nn.Module):
-            return type(thing), tuple(key for key in thing.__dict__ if not key.endswith("_hooks"))
-        if isinstance(thing, types.FunctionType):
-            return thing.__code__
-        if isinstance(thing, types.MethodType):
-            return thing.__func__
-        if isinstance(thing, dict):
-            return tuple(thing)
-        return type(thing), len(thing) if isinstance(thing, (list, tuple)) else tuple(getattr(thing, "keywords", ()))
+        self.notes.append((id(tensor), None if tensor.is_inference() else tensor._version))
 
 
-def _names(code: types.CodeType) -> set[str]:
-    """Names that the code, or a function defined inside it, may look up among the globals."""
+def _parts(thing: Any) -> Sequence[Any] | None:
+    """What is entered of a thing; None if it is not."""
+    kind = type(thing)
+    if kind in _PLAIN:
+        return None
+    if kind is dict:
+        return tuple(thing.values())
+    if kind is tuple or kind is list:
+        return thing
+    if kind is types.FunctionType:
+        if _is_foreign(thing):
+            return None
+        contents = [_contents(cell) for cell in thing.__closure__ or ()]
+        named = _named(thing).values()
+        return [*contents, thing.__defaults__, thing.__kwdefaults__, *named]
+    if kind is types.MethodType:
+        return (thing.__self__,)
+    if isinstance(thing, nn.Module):
+        return [value for key, value in thing.__dict__.items() if not key.endswith("_hooks")]
+    if isinstance(thing, functools.partial):
+        return (thing.func, *thing.args, *thing.keywords.values())
+    return None
+
+
+def _shape(thing: Any) -> Hashable:
+    """What distinguishes a thing that is entered from others of the same contents."""
+    if isinstance(thing, dict):
+        return tuple(thing)
+    if isinstance(thing, nn.Module):
+        return type(thing), tuple(key for key in thing.__dict__ if not key.endswith("_hooks"))
+    if isinstance(thing, types.FunctionType):
+        return thing.__code__
+    if isinstance(thing, types.MethodType):
+        return thing.__func__
+    return type(thing), len(thing) if isinstance(thing, (list, tuple)) else tuple(thing.keywords)
+
+
+def _named(function: types.FunctionType) -> dict[str, Any]:
+    """What the function, or one that is defined inside it, may look up among the globals, by name."""
+    return {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(code: types.CodeType) -> tuple[str, ...]:
     inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return set(code.co_names).union(*inner)
+    return tuple(sorted(set(code.co_names).union(*inner)))
 
 
 def _contents(cell: types.CellType) -> Any:

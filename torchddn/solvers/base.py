@@ -115,7 +115,6 @@ class Solver(Protocol):
         ...
 
 
-@runtime_checkable
 class Prover(Protocol):
     """A solver that can vouch for its points."""
 
@@ -124,11 +123,9 @@ class Prover(Protocol):
         ...
 
 
-@runtime_checkable
-class Trusting(Protocol):
+class Trusting(Method, Protocol):
     """A solver whose step is simpler where every item is well behaved: a straight line, which can be one kernel."""
 
-    def status(self, problem: Any, x: Inputs, state: Any, /) -> Tensor: ...
     def trusting_step(self, problem: Any, x: Inputs, state: Any) -> tuple[State, Tensor]:
         """The next state, and for which items it is the one of ``step``, ``(B,)``; nothing is read on the way."""
         ...
@@ -196,7 +193,7 @@ def solve(solver: "Solver | Composite", problem: BatchedProblem, x: Inputs, y: T
         return solver.run(problem, x, y, solve)
     state, status, num_steps = iterate(solver, problem, x, y)
     y, dual = solver.finish(problem, x, state)
-    proof = solver.prove(problem, x, state) if isinstance(solver, Prover) else None
+    proof = solver.prove(problem, x, state) if _is_prover(solver) else None
     return Result(y, dual, status, num_steps, proof)
 
 
@@ -211,7 +208,7 @@ def iterate(solver: Method, problem: Batch, x: Inputs, y: Tensor) -> tuple[State
     items = torch.arange(len(y), device=y.device)
     part, part_x = problem, x
     has_kernels = isinstance(problem, BatchedProblem) and is_fused(problem)
-    trusting = solver if has_kernels and isinstance(solver, Trusting) else None
+    trusting = solver if has_kernels and _is_trusting(solver) else None
     # A kernel takes one number of items, and for small ones a step without it costs more than items that have stopped.
     keeps_whole = has_kernels and len(y) * y.shape[1] ** 2 <= _SMALL
     num_running = int((status == RUNNING).sum())
@@ -291,6 +288,15 @@ def _unroll(
 def is_solver(candidate: object) -> "TypeGuard[Solver | Composite]":
     """Whether an object (not a class) has the methods of a solver."""
     return not isinstance(candidate, type) and isinstance(candidate, (Solver, Composite))
+
+
+# One method tells: to look for every method of a protocol takes as long as several operations of torch.
+def _is_prover(solver: object) -> "TypeGuard[Prover]":
+    return hasattr(solver, "prove")
+
+
+def _is_trusting(solver: object) -> "TypeGuard[Trusting]":
+    return hasattr(solver, "trusting_step")
 
 
 def is_differentiated() -> bool:
