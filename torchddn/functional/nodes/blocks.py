@@ -11,7 +11,7 @@ import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
-__all__ = ["block_size", "blocks", "is_plain", "part", "places_in", "sorted_rows", "uniform"]
+__all__ = ["block_size", "blocks", "is_plain", "part", "sorted_rows", "uniform"]
 
 
 def block_size(numbers_per_row: int, device: torch.device, numbers: int = 2**17) -> int:
@@ -58,10 +58,3 @@ def sorted_rows(x: Tensor) -> Tensor:
     rows = x.numpy().copy()
     rows.sort(axis=1)
     return torch.from_numpy(rows)
-
-
-def places_in(line: Tensor, values: Tensor, right: bool = False) -> Tensor:
-    """``torch.searchsorted``, for ``values`` that ascend too. On CPU by numpy, which goes on from the value before."""
-    if line.device.type != "cpu":
-        return torch.searchsorted(line, values, right=right)
-    return torch.from_numpy(line.numpy().searchsorted(values.numpy(), "right" if right else "left"))
