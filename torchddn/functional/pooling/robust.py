@@ -89,7 +89,7 @@ def robust_pool(
       D = sum c (1 - phi) is proven to be within 1/2048 of the largest possible, and the answer is the global minimizer
       unless D stays that close to its maximum all the way from there to another local one.
 
-    Cost O(n log n) per item at most, memory that of ``x`` and a few megabytes.
+    Cost O(n log n) per item at most, memory that of ``x`` and a few ten megabytes.
 
     Args:
         x: Numbers to pool, any shape with at least one axis.
