@@ -18,6 +18,9 @@ __all__ = ["Curvature", "descend_centered", "newton_step"]
 
 _NUM_PRODUCTS = 6  # for a Newton step, which need not be exact
 
+# As long as a reweighted step leaves this share of the gradient, another is cheaper than products with the Hessian.
+_FAST = 0.05
+
 
 class Curvature(NamedTuple):
     """``H = total I + sum_i kappa2_i r_i r_i^T`` at ``y``, ``(R, k, m)``; ``x`` is ``(R, n, m)``."""
@@ -48,24 +51,30 @@ def descend_centered(
     alpha = alpha.reshape(-1, 1, 1)
     flat = (starts - center).reshape(-1, m)
     exact = torch.zeros_like(flat[:, 0], dtype=torch.bool)
+    slope = torch.full_like(flat[:, 0], torch.inf)  # where last looked at
     numbers = torch.finfo(x.dtype)
     resolved = (alpha.square() > numbers.tiny / numbers.eps).reshape(-1, 1)  # squares that underflow do not count
 
     def look(y: Tensor, items: Tensor) -> Local:
         if len(items) == len(flat):
             flat.copy_(y)
-            seen, precise = _look(penalty, x, squares, alpha, c, flat.view_as(starts), center)
+            before = slope.view(num_rows, num_starts)
+            seen, precise = _look(penalty, x, squares, alpha, c, flat.view_as(starts), center, before)
             exact.copy_((precise & resolved).flatten())
+            slope.copy_(seen.slope.flatten())
             return Local(*(field.flatten(0, 1) for field in seen))
         # Other starts of an item are looked from once more, which is cheaper than a copy of the points for each.
         flat[items] = y
         rows, place = torch.unique(items // num_starts, return_inverse=True)
         at, some = place * num_starts + items % num_starts, None if c is None else c[rows]
+        before = slope.view(num_rows, num_starts)[rows]
         seen, precise = _look(
-            penalty, x[rows], squares[rows], alpha[rows], some, flat.view_as(starts)[rows], center[rows]
+            penalty, x[rows], squares[rows], alpha[rows], some, flat.view_as(starts)[rows], center[rows], before
         )
         exact[items] = (precise & resolved[rows]).flatten()[at]
-        return Local(*(field.flatten(0, 1)[at] for field in seen))
+        seen = Local(*(field.flatten(0, 1)[at] for field in seen))
+        slope[items] = seen.slope
+        return seen
 
     found = descend(look, flat.clone(), max_steps)
     y = (found.y.unflatten(0, (num_rows, num_starts)) + center).flatten(0, 1)
@@ -73,20 +82,29 @@ def descend_centered(
 
 
 def _look(
-    penalty: Penalty, x: Tensor, squares: Tensor, alpha: Tensor, c: Tensor | None, y: Tensor, center: Tensor
+    penalty: Penalty,
+    x: Tensor,
+    squares: Tensor,
+    alpha: Tensor,
+    c: Tensor | None,
+    y: Tensor,
+    center: Tensor,
+    slope_prev: Tensor,
 ) -> tuple[Local, Tensor]:
     """What is seen from ``y``, ``(R, k, m)``, and whether the gradient is exact to rounding, ``(R, k)``."""
     eps = torch.finfo(x.dtype).eps
     length = torch.linalg.vector_norm(y, dim=2)
-    # (-2 y) x^T has a row for each start, which makes of a single one a fast product.
-    z = torch.baddbmm(squares, y, x.mT, alpha=-2).add_(length.square().unsqueeze(2)).clamp_(min=0).sqrt_()
-    phi, kappa1, weights, kappa2 = (f(z, alpha) for f in (penalty.phi, penalty.kappa1, penalty.weights, penalty.kappa2))
+    if bool((length == 0).all()):
+        z = squares.sqrt().expand(-1, y.shape[1], -1)
+    else:
+        # (-2 y) x^T has a row for each start, which makes of a single one a fast product.
+        z = torch.baddbmm(squares, y, x.mT, alpha=-2).add_(length.square().unsqueeze(2)).clamp_(min=0).sqrt_()
+    phi, kappa1, kappa2 = (f(z, alpha) for f in (penalty.phi, penalty.kappa1, penalty.kappa2))
     if c is not None:
-        phi, kappa1, weights, kappa2 = c * phi, c * kappa1, c * weights, c * kappa2
-        weights = weights / torch.where(weights.sum(dim=2, keepdim=True) > 0, weights.sum(dim=2, keepdim=True), 1)
+        phi, kappa1, kappa2 = c * phi, c * kappa1, c * kappa2
     objective, total, pull = phi.sum(dim=2), kappa1.sum(dim=2), (kappa1 * z).sum(dim=2)
     # kappa1 is weights times total, and where all weights are zero nothing moves.
-    reweighted = torch.where((total > 0).unsqueeze(2), torch.bmm(weights, x), y)
+    reweighted = torch.where((total > 0).unsqueeze(2), torch.bmm(_weights(penalty, z, alpha, c, kappa1), x), y)
     gradient = total.unsqueeze(2) * (y - reweighted)
     slope, size = torch.linalg.vector_norm(gradient, dim=2), torch.linalg.vector_norm(y + center, dim=2)
     rounding = pull + total * size
@@ -95,10 +113,21 @@ def _look(
     at_rest = slope <= NOISE * eps * (rounding + blur)
     precise = (slope <= NOISE * eps * rounding) & (blur <= rounding)
     newton = reweighted
-    if not penalty.isotropic and not bool(at_rest.all()):
+    fast = at_rest | (slope <= _FAST * slope_prev)
+    if not penalty.isotropic and not bool(fast.all()):
         step, usable = newton_step(Curvature(x, y, total.unsqueeze(2), kappa2), gradient)
-        newton = torch.where(usable, y - step, reweighted)
+        newton = torch.where(usable & ~fast.unsqueeze(2), y - step, reweighted)
     return Local(objective, noise, slope, at_rest, reweighted, newton), precise
+
+
+def _weights(penalty: Penalty, z: Tensor, alpha: Tensor, c: Tensor | None, kappa1: Tensor) -> Tensor:
+    """``kappa1``, in which ``c`` is, divided by its sum, which may underflow unless the penalty is convex."""
+    weights = kappa1
+    if not penalty.convex:
+        weights = penalty.weights(z, alpha)
+        weights = weights if c is None else c * weights
+    total = weights.sum(dim=2, keepdim=True)
+    return weights / torch.where(total > 0, total, 1)
 
 
 def newton_step(H: Curvature, gradient: Tensor) -> tuple[Tensor, Tensor]:
