@@ -27,9 +27,10 @@ _WIDER = (2.0, 1.6, 1.3, 1.15)  # alphas from which it descends
 _DENSE = 24  # up to so many coordinates a factorization of the Hessian is cheaper than products with it
 
 
-def minimize(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None) -> Descent:
-    """The best local minimizer found; ``x`` is ``(R, n, m)``, ``alpha`` ``(R,)``, ``c`` ``(R, n)``."""
-    mean = x.mean(dim=1) if c is None else (c.unsqueeze(1) @ x).squeeze(1) / c.sum(dim=1, keepdim=True)
+def minimize(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, mean: Tensor) -> Descent:
+    """The best local minimizer found; ``x`` is ``(R, n, m)``, its ``mean`` without weights, ``c`` is ``(R, n)``."""
+    if c is not None:
+        mean = (c.unsqueeze(1) @ x).squeeze(1) / c.sum(dim=1, keepdim=True)
     if penalty.convex:
         return _best_descent(penalty, x, alpha, c, mean.unsqueeze(1), center=mean)
     middle = sorted_rows(x)[:, (x.shape[1] - 1) // 2] if c is None else _weighted_median(x, c)
