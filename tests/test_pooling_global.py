@@ -85,6 +85,60 @@ def test_number_is_the_global_minimum_of_many_sets(penalty, seed):
     check_line(100, 64 + 50 * seed, penalty, seed)
 
 
+def gain_of_all_sets(x, alpha, c):
+    """The largest ``sum_i c_i alpha^2 - 2 f`` over all runs of sorted points of one row, whatever their width."""
+    x, order = x.double().sort()
+    c = c.double()[order]
+    weight, total, square = (torch.nn.functional.pad(t.cumsum(0), (1, 0)) for t in (c, c * x, c * x * x))
+    weight, total, square = (t - t[:, None] for t in (weight, total, square))
+    gain = weight * alpha**2 - (square - total.square() / weight)
+    return gain[weight > 0].max()
+
+
+def line(kind, n, seed):
+    """A row of n numbers, whose sets of inliers are many and alike."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, generator=generator, dtype=torch.float64)
+    even = torch.arange(n, dtype=torch.float64)
+    return {
+        "normal": x,
+        "normal with outliers": torch.where(even % 10 == 0, 4 * x, x),
+        "few values": (2 * x).round() / 2,
+        "two clusters": torch.where(even < n // 2, x / 2, 6 + x / 2),
+        "even": 16 * even / n,
+        "one value and outliers": torch.where(even % 7 == 0, 3 * x, 0.25),
+    }[kind]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["normal", "normal with outliers", "few values", "two clusters", "even", "one value and outliers"]
+)
+def test_no_set_of_inliers_is_better(kind, weighted, dtype):
+    for n in (64, 100, 257, 700):
+        for size in (1e-12, 1.0, 1e8):
+            x = (size * line(kind, n, n)).to(dtype)
+            c = torch.rand(n, generator=torch.Generator().manual_seed(n)).to(dtype)
+            c = torch.where(c < 0.2, 0, c) if weighted else torch.ones_like(x)
+            y = robust_pool(x, "truncated_quadratic", size, weights=c if weighted else None).double()
+            reached = (c.double() * (1 - ((y - x.double()) / size).square()).clamp(min=0)).sum()
+            best = gain_of_all_sets(x.double() / size, 1.0, c)
+            rtol = 1e-11 if dtype == torch.float64 else 1e-5
+            torch.testing.assert_close(reached, best, rtol=rtol, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("n", "dtype"), [(8, torch.float64), (8, torch.float32), (64, torch.float32), (512, torch.float32)]
+)
+def test_of_equal_clusters_the_lower_one_is_chosen(n, dtype):
+    cluster = torch.randint(-64, 65, (5, n), generator=torch.Generator().manual_seed(n)).to(dtype) / 64
+    x = torch.cat([cluster + 8, cluster, cluster + 4], dim=1)
+    y = robust_pool(x, "truncated_quadratic")
+    torch.testing.assert_close(y, robust_pool(cluster, "truncated_quadratic"), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(robust_pool(x.flip(1), "truncated_quadratic"), y, rtol=0, atol=0)
+
+
 def check_plane(num_sets, n, penalty, seed):
     x = sets(num_sets, n, 2, seed)
     alpha = 0.5 + (seed % 3) / 2
