@@ -35,7 +35,8 @@ class Local(NamedTuple):
         slope: Length of the gradient, ``(R,)``.
         at_rest: Whether the gradient is no larger than its rounding error, ``(R,)``.
         reweighted: Where reweighted least squares goes from here, shaped as ``y``.
-        newton: Where Newton goes from here, shaped as ``y``; as ``reweighted`` where Newton has no minimum to go to.
+        newton: Where Newton goes from here, shaped as ``y``; as ``reweighted`` where Newton has no minimum to go to, or
+            is not worth its price.
     """
 
     objective: Tensor
