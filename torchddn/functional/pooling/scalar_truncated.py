@@ -141,13 +141,17 @@ def _first_cells(sums: _Sums) -> _Cells:
     x, (num_rows, n) = sums.x, (len(sums.x), sums.x.shape[1] - 1)
     dtype = torch.int32 if x.numel() < 2**31 else torch.int64
     step = -(-n // _FIRST_PARTS)
-    place = torch.arange(0, n + step, step, dtype=dtype, device=x.device).clamp_(max=n).expand(num_rows, -1)
-    lost = x[:, step:n:step]
+    place = torch.arange(0, n + step, step, dtype=dtype, device=x.device).clamp_(max=n)
+    lost = x[:, step:n:step].contiguous()
     y = torch.cat([x[:, :1] - 1, lost + 1, x[:, n - 1 : n] + 1], dim=1)
-    beyond = torch.searchsorted(x, lost + 2, out_int32=dtype == torch.int32)
-    inliers = torch.stack([place, torch.cat([place[:, :1], beyond, place[:, -1:]], dim=1)], dim=1)
     row = torch.arange(num_rows, device=x.device)
-    return _Cells(row, y, inliers + ((n + 1) * row).to(dtype).reshape(-1, 1, 1))
+    first = ((n + 1) * row).to(dtype).unsqueeze(1)
+    # A search among all points takes twice as long as one among those at hand, and then between two of them.
+    low = first + step * torch.searchsorted(lost, lost + 2, out_int32=dtype == torch.int32)
+    beyond = _first_from(x, lost + 2, low, torch.minimum(low + step, first + n))
+    place = first + place
+    inliers = torch.stack([place, torch.cat([place[:, :1], beyond, place[:, -1:]], dim=1)], dim=1)
+    return _Cells(row, y, inliers)
 
 
 def _divided(sums: _Sums, cells: _Cells) -> _Cells:
@@ -171,7 +175,7 @@ def _divided(sums: _Sums, cells: _Cells) -> _Cells:
 def _first_from(x: Tensor, value: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """The first place between ``low`` and ``high`` where x is at least ``value``, ``(K, N)``; by bisection."""
     width, shape = int((high - low).amax().item()), value.shape
-    x, value, place, high = (t.flatten() for t in (x, value, (low - 1).repeat(1, shape[1]), high.expand(shape)))
+    x, value, place, high = (t.flatten() for t in (x, value, (low - 1).expand(shape).clone(), high.expand(shape)))
     for bit in reversed(range(width.bit_length())):
         place.add_(x.index_select(0, torch.minimum(place + 2**bit, high)) < value, alpha=2**bit)
     return torch.minimum(place + 1, high).view(shape)
