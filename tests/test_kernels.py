@@ -548,6 +548,13 @@ def test_every_shape_and_dtype_has_kernels_of_its_own(replayed):
     torch.testing.assert_close(node(strided), plain(strided))
 
 
+def test_one_tensor_may_be_two_arguments():
+    bound = kernels.BoundKernels(kernels.Kernels("node", least=0), state=0)
+    one, two = randn(4), randn(4, seed=1)
+    for args in ((one, one), (one, two), (two, one)):
+        torch.testing.assert_close(bound.call("difference", torch.sub, args), args[0] - args[1])
+
+
 def test_too_many_shapes_run_without_kernels(replayed, monkeypatch):
     monkeypatch.setattr(kernels, "_MOST", 4)
     node, plain = ddn.DeclarativeNode(Curved(), compile=True), ddn.DeclarativeNode(Curved())

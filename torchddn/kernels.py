@@ -98,7 +98,8 @@ class Kernels:
         if len(self._known) >= _MOST:
             return function
         try:
-            graph = make_fx(function)(*tensors)
+            # The recorder knows tensors by identity, and would take two arguments that are one tensor for the same.
+            graph = make_fx(function)(*(t.detach() for t in tensors))
         except Exception as error:  # of any kind: whatever functions of a user do that cannot be recorded
             function(*tensors)  # raises what is not the recorder's fault
             self._warn(f"a function cannot be recorded, {type(error).__name__}: {error}")
