@@ -66,6 +66,10 @@ CASES: dict[str, tuple[Callable[..., Tensor | tuple[Tensor, ...]], tuple[Tensor,
     "robust_pool solution": (pooled_with_its_objective, (X, SCALES)),
     "robust_vector_pool quadratic": (lambda x: robust_vector_pool(x, "quadratic"), (POINTS,)),
     "robust_vector_pool pseudo_huber": (lambda x, a: robust_vector_pool(x, "pseudo_huber", a), (POINTS, SCALES)),
+    "robust_vector_pool by kernels": (
+        lambda x: robust_vector_pool(x, "pseudo_huber", 5.0, compile=True),
+        (randn(3, 8, 26),),
+    ),
     "robust_vector_pool truncated_quadratic": (
         lambda x: robust_vector_pool(x, "truncated_quadratic", 2.0, mask=MASK.new_ones(3, 8)),
         (POINTS,),

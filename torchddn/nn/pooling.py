@@ -143,6 +143,7 @@ class RobustVectorPool(nn.Module):
         alpha: As of the function; a start if it is learned.
         learnable_alpha: Whether alpha is a parameter, kept positive as the exponential of one.
         on_failure: As of the function.
+        compile: As of the function.
 
     Example:
         >>> import torch
@@ -157,21 +158,23 @@ class RobustVectorPool(nn.Module):
         *,
         learnable_alpha: bool = False,
         on_failure: str = "warn",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.penalty = penalties.get(penalty, "RobustVectorPool")
         self.scale = Scale("RobustVectorPool", "alpha", alpha, learnable_alpha)
         check_failure_policy("RobustVectorPool", on_failure)
-        self.on_failure = on_failure
+        check_flag("RobustVectorPool", "compile", compile)
+        self.on_failure, self.compiled = on_failure, compile
 
     def forward(self, points: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Args as of the function."""
-        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure}
+        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure, "compile": self.compiled}
         return robust_vector_pool(points, self.penalty, self.scale(), **given)
 
     def solve(self, points: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Solution:
         """What ``forward`` returns, with everything that is known about it."""
-        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure}
+        given = {"weights": weights, "mask": mask, "on_failure": self.on_failure, "compile": self.compiled}
         return robust_vector_pool(points, self.penalty, self.scale(), **given, solution=True)
 
     def extra_repr(self) -> str:
@@ -192,6 +195,7 @@ class RobustVectorPool2d(nn.Module):
         padding: Zeros on each side, a number or a pair; at most half of ``kernel_size``.
         learnable_alpha: Whether alpha is a parameter, kept positive as the exponential of one.
         on_failure: As of :func:`torchddn.functional.robust_vector_pool`.
+        compile: As of :func:`torchddn.functional.robust_vector_pool`.
 
     Example:
         >>> import torch
@@ -209,13 +213,15 @@ class RobustVectorPool2d(nn.Module):
         *,
         learnable_alpha: bool = False,
         on_failure: str = "warn",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.penalty = penalties.get(penalty, "RobustVectorPool2d")
         self.scale = Scale("RobustVectorPool2d", "alpha", alpha, learnable_alpha)
         self.windows = _Windows("RobustVectorPool2d", kernel_size, stride, padding)
         check_failure_policy("RobustVectorPool2d", on_failure)
-        self.on_failure = on_failure
+        check_flag("RobustVectorPool2d", "compile", compile)
+        self.on_failure, self.compiled = on_failure, compile
 
     def forward(self, x: Tensor, weights: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """``weights`` and ``mask`` as of the function, one for each pixel: broadcastable to ``x`` without its channels.
@@ -237,7 +243,7 @@ class RobustVectorPool2d(nn.Module):
             name: None if t is None else self.windows.of_points(name, t, pixels).flatten(-2)
             for name, t in (("weights", weights), ("mask", mask))
         }
-        return {**cut, "on_failure": self.on_failure}
+        return {**cut, "on_failure": self.on_failure, "compile": self.compiled}
 
     def _points(self, x: Tensor) -> Tensor:
         """``(*B, n, C)``, or ``(*B, H_out, W_out, n, C)``."""

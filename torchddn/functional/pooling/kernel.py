@@ -12,9 +12,10 @@ from torch import Tensor
 
 from torchddn.kernels import BoundKernels, Kernels
 
-__all__ = ["as_tensor", "kernel", "suits"]
+__all__ = ["as_tensor", "kernel", "points_kernel", "suits"]
 
 _KERNELS = BoundKernels(Kernels("robust_pool", least=0), state=0)
+_POINTS_KERNELS = BoundKernels(Kernels("robust_vector_pool", least=0), state=0)
 
 # A kernel takes all rows; as long as one of so many is still asked about, that is the cheaper way.
 _FEW = 8
@@ -23,6 +24,11 @@ _FEW = 8
 def kernel(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)`` as one kernel, where nobody differentiates it."""
     return _KERNELS.call(function, function, args)
+
+
+def points_kernel(function: Callable[..., Any], *args: Any) -> Any:
+    """The same for points in place of numbers."""
+    return _POINTS_KERNELS.call(function, function, args)
 
 
 def suits(num_rows: int, x: Tensor) -> bool:

@@ -4,9 +4,9 @@ Solves, for each item of x, n points in R^m with weights c (one each unless give
 
     0 = f_y(y) = sum_i c_i kappa1(z_i) r_i          r_i = y - x_i,  z_i = |r_i|
 
-A reweighted step, ``y - f_y / k`` with ``k = sum_i c_i kappa1(z_i)``, leaves ``I - H / k`` of the gradient. Where points
-lie on all sides, as they do in many coordinates, that is a few hundredths, and three looks at the points are all. No
-step can increase ``f``, so that nothing is to be compared. Items of which a step leaves more are given up.
+A reweighted step, ``y - f_y / k`` with ``k = sum_i c_i kappa1(z_i)``, leaves ``I - H / k`` of the gradient. If points
+lie on all sides, as they do in many coordinates, that is a few hundredths, and three looks at them are all. No step
+can increase ``f``, so that nothing is to be compared. Items of which a step leaves more are given up.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torchddn.functional.nodes.found import Found
 from torchddn.functional.pooling.descent import NOISE
-from torchddn.functional.pooling.kernel import kernel
+from torchddn.functional.pooling.kernel import points_kernel
 from torchddn.penalties import Penalty
 
 __all__ = ["reweight"]
@@ -32,7 +32,7 @@ def reweight(
     penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, mean: Tensor, compile: bool = False
 ) -> Found:
     """Where the steps from the ``mean``, ``(R, m)``, end; the residual is ``|f_y|`` where last looked at."""
-    look = _fused_look(penalty, x, alpha, c) if compile else _centered_look(penalty, x, alpha, c, mean)
+    look = _fused_look(penalty, x.contiguous(), alpha, c) if compile else _centered_look(penalty, x, alpha, c, mean)
     y = mean
     running = torch.ones_like(alpha, dtype=torch.bool)
     converged, num_steps = torch.zeros_like(running), torch.zeros_like(running, dtype=torch.int64)
@@ -85,10 +85,13 @@ def _centered_look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None,
 
 def _fused_look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None) -> _Look:
     """By kernels, which form the differences and keep none of them."""
-    return lambda y: kernel(_look_at, penalty, x, alpha, c, y)
+    return lambda y: points_kernel(_look_at, penalty, x, alpha, c, y)[:3]
 
 
-def _look_at(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _look_at(
+    penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, y: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As a look; ``kappa1`` too, since the compiler keeps what is returned, and else finds it for each coordinate."""
     r = y.unsqueeze(1) - x
     z = r.square().sum(dim=2).sqrt()
     kappa1 = penalty.kappa1(z, alpha.unsqueeze(1))
@@ -97,4 +100,4 @@ def _look_at(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, y: Te
     gradient = (kappa1.unsqueeze(2) * r).sum(dim=1)
     slope, size = gradient.square().sum(dim=1).sqrt(), y.square().sum(dim=1).sqrt()
     at_rest = slope <= NOISE * torch.finfo(x.dtype).eps * (pull + total * size)
-    return y - gradient / total.unsqueeze(1), slope, at_rest
+    return y - gradient / total.unsqueeze(1), slope, at_rest, kappa1

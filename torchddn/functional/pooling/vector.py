@@ -19,7 +19,7 @@ taken relative to the nearest point, and do not vanish however far away all poin
     H = k I - R^T R,      w = (v + R^T M^-1 R v) / k,      M = k I - R R^T
 
 which needs n x n in place of m x m numbers when n < m. In a backward pass that is not differentiated again, conjugate
-gradients need neither; their answer counts if its residual, with the true H, is zero to rounding.
+gradients need neither.
 """
 
 import dataclasses
@@ -32,6 +32,8 @@ from torch import Tensor
 from torchddn.functional.nodes.blocks import block_size, is_plain
 from torchddn.functional.nodes.degeneracy import warn_undetermined
 from torchddn.functional.nodes.handmade import Answer
+from torchddn.functional.pooling.conjugate_gradients import Hessian, conjugate_gradients, row_products
+from torchddn.functional.pooling.kernel import points_kernel
 from torchddn.functional.pooling.pseudo_inverse import pseudo_inverse
 from torchddn.functional.pooling.scalar import ScalarPooling
 from torchddn.functional.pooling.vector_descent import minimize
@@ -45,7 +47,6 @@ _NOT_ISOLATED = "the solution is not isolated there", "a larger alpha, or a smoo
 _DENSE = 24  # up to so many coordinates a factorization of H is cheaper than products with it
 _FACTOR_BLOCK = 2**17  # numbers in a block of items, for a factorization
 _PRODUCTS_BLOCK = 2**21  # for products with H, which are short calls
-_NUM_PRODUCTS = 32  # with H, before a factorization is cheaper
 _FARTHEST = 80.0  # exponent beyond which a point does not count beside the nearest
 
 
@@ -67,6 +68,7 @@ class VectorPooling:
     """
 
     penalty: Penalty
+    compile: bool = False
 
     def solve(self, inputs: Sequence[Tensor]) -> Answer:
         """``y``; status, steps and the residual ``|f_y|``, ``(R,)`` each."""
@@ -88,7 +90,7 @@ class VectorPooling:
             y, status, num_steps, residual = ScalarPooling(self.penalty).solve(numbers)
             y = y.unsqueeze(1)
         else:
-            y, status, num_steps, residual = minimize(self.penalty, x, alpha, c, mean)
+            y, status, num_steps, residual = minimize(self.penalty, x, alpha, c, mean, self.compile)
         y = torch.where(sound.unsqueeze(1), y, torch.nan)
         status = torch.where(sound, status, int(Status.NON_FINITE))
         return y, status, num_steps, torch.where(sound, residual, torch.nan)
@@ -101,14 +103,35 @@ class VectorPooling:
     def pull(self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]) -> Sequence[Tensor | None]:
         sound = ~y.isnan().any(dim=1)
         if is_plain(y, v, *inputs):
-            return self._pull_blocks(y, v, inputs, needed, sound)
+            by_kernels = self.compile and y.shape[1] > _DENSE and not self.penalty.isotropic and bool(sound.all())
+            grads = self._pull_kernels(y, v, inputs, needed) if by_kernels else None
+            return self._pull_blocks(y, v, inputs, needed, sound) if grads is None else grads
         parts = self._parts(y, inputs, sound)
         w = self._solve(parts, v)
-        along, dx = _along(parts.r, w), None
+        along, dx = row_products(parts.r, w), None
         if needed[0]:
             turned = (parts.kappa2 * along).unsqueeze(2) * parts.r + parts.kappa1.unsqueeze(2) * w.unsqueeze(1)
             dx = torch.where(sound.reshape(-1, 1, 1), turned, 0)
-        return [dx, *self._gradients(along, parts, inputs, needed, sound)]
+        return [dx, *self._gradients(along, parts.z, parts.kappa2, inputs, needed, sound)]
+
+    def _pull_kernels(
+        self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool]
+    ) -> list[Tensor | None] | None:
+        """As the formula, without keeping ``r``; None if conjugate gradients do not succeed."""
+        x, *others = (t.contiguous() for t in inputs)
+        z, kappa1, kappa2 = points_kernel(VectorPooling._scales, self, y, [x, *others])
+        w, along, done = conjugate_gradients(Hessian(x, y, kappa1.sum(dim=1, keepdim=True), kappa2), v)
+        if not bool(done.all()):
+            return None
+        dx = points_kernel(_turned, x, y, w, kappa1, kappa2 * along) if needed[0] else None
+        return [dx, *self._gradients(along, z, kappa2, inputs, needed, None)]
+
+    def _scales(self, y: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """The length of ``r``, and ``kappa1`` and ``kappa2``, with the weights."""
+        x, alpha, *weights = inputs
+        z = (y.unsqueeze(1) - x).square().sum(dim=2).sqrt()
+        kappa1, kappa2 = self._kappas(z, alpha, *weights)
+        return (z, weights[0] * kappa1, weights[0] * kappa2) if weights else (z, kappa1, kappa2)
 
     def _pull_blocks(
         self, y: Tensor, v: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool], sound: Tensor
@@ -126,7 +149,9 @@ class VectorPooling:
             if known is not None:
                 v_at = torch.where(known.unsqueeze(1), v_at, 0)
             w, along = self._solve_plain(parts, v_at)
-            for grad, values in zip(grads[1:], self._gradients(along, parts, block, needed, known), strict=True):
+            for grad, values in zip(
+                grads[1:], self._gradients(along, parts.z, parts.kappa2, block, needed, known), strict=True
+            ):
                 if grad is not None and values is not None:
                     grad[at] = values
             if dx is not None:
@@ -136,10 +161,15 @@ class VectorPooling:
         return grads
 
     def _gradients(
-        self, along: Tensor, parts: _Parts, inputs: Sequence[Tensor], needed: Sequence[bool], sound: Tensor | None
+        self,
+        along: Tensor,
+        z: Tensor,
+        kappa2: Tensor,
+        inputs: Sequence[Tensor],
+        needed: Sequence[bool],
+        sound: Tensor | None,
     ) -> list[Tensor | None]:
         """Those of ``alpha`` and the weights, from ``along = r.w``."""
-        _, z, kappa1, kappa2 = parts
         grads: list[Tensor | None] = [None] * (len(inputs) - 1)
         if needed[1]:
             dalpha = (kappa2 * z.square() * along).sum(dim=1) / inputs[1]
@@ -211,7 +241,7 @@ class VectorPooling:
         R = _root(-kappa2).unsqueeze(2) * r
         M = torch.diag_embed(k.expand(-1, n)) - R @ R.mT
         inverse = pseudo_inverse(M)
-        k = torch.where(k == 0, 1, k)
+        total, k = k, torch.where(k == 0, 1, k)
 
         def solved(v: Tensor) -> Tensor:
             # Where M is singular, so is H, in the directions R^T p with M p = 0; they are taken out of w.
@@ -221,62 +251,25 @@ class VectorPooling:
             return (v + _times(R.mT, q)) / k
 
         w = solved(v)
-        return w + solved(v - _hessian_times(parts, w)[0])
+        return w + solved(v - Hessian(r, None, total, kappa2).times(w)[0])
 
     def _solve_plain(self, parts: _Parts, v: Tensor) -> tuple[Tensor, Tensor]:
         """The same, by conjugate gradients where they are cheaper and succeed; and ``r.w``."""
         m = v.shape[1]
         if m <= _DENSE or self.penalty.isotropic:
             w = self._solve(parts, v)
-            return w, _along(parts.r, w)
-        w, along, done = _conjugate_gradients(parts, v)
+            return w, row_products(parts.r, w)
+        r, _, kappa1, kappa2 = parts
+        w, along, done = conjugate_gradients(Hessian(r, None, kappa1.sum(dim=1, keepdim=True), kappa2), v)
         if bool(done.all()):
             return w, along
         rest = (~done).nonzero().squeeze(1)
         w = w.index_copy(0, rest, self._solve(_Parts(*(t[rest] for t in parts)), v[rest]))
-        return w, _along(parts.r, w)
+        return w, row_products(parts.r, w)
 
 
-def _conjugate_gradients(parts: _Parts, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """An answer to ``H w = v``, ``r.w``, and whether the residual is zero to rounding and H positive where it went."""
-    eps, total = torch.finfo(v.dtype).eps, parts.kappa1.sum(dim=1, keepdim=True)
-    w, along, residual, direction = torch.zeros_like(v), torch.zeros_like(parts.z), v, v
-    square = residual.square().sum(dim=1, keepdim=True)
-    goal = (8 * eps) ** 2 * square
-    positive, way = torch.ones_like(square, dtype=torch.bool), torch.zeros_like(square)
-    for _ in range(_NUM_PRODUCTS):
-        product, along_direction = _hessian_times(parts, direction)
-        curvature = (direction * product).sum(dim=1, keepdim=True)
-        running = square > goal
-        positive = positive & (~running | (curvature > 0))
-        share = torch.where(running & (curvature > 0), square / curvature, 0)
-        w, residual = w + share * direction, residual - share * product
-        along = torch.addcmul(along, share, along_direction)
-        way = way + share * torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-        square_prev, square = square, residual.square().sum(dim=1, keepdim=True)
-        if bool((square <= goal).all()):
-            break
-        direction = residual + torch.where(square_prev > 0, square / square_prev, 0) * direction
-    size = torch.linalg.vector_norm(v, dim=1) + total.squeeze(1) * torch.linalg.vector_norm(w, dim=1)
-    # The residual was found by subtraction, each time with an error of the product: few steps need no other proof.
-    left = (square.sqrt() + 4 * eps * total * way).squeeze(1)
-    if bool((left > 32 * eps * size).any()):
-        product, along = _hessian_times(parts, w)
-        left = torch.linalg.vector_norm(v - product, dim=1)
-    return w, along, positive.squeeze(1) & (left <= 32 * eps * size)
-
-
-def _hessian_times(parts: _Parts, w: Tensor) -> tuple[Tensor, Tensor]:
-    """``H w`` and ``r.w``."""
-    r, _, kappa1, kappa2 = parts
-    along = _along(r, w)
-    product = torch.bmm((kappa2 * along).unsqueeze(1), r).squeeze(1)
-    return kappa1.sum(dim=1, keepdim=True) * w + product, along
-
-
-def _along(r: Tensor, w: Tensor) -> Tensor:
-    """``r_i.w``; `r @ w` may copy r, and on CPU takes three times as long."""
-    return torch.bmm(w.unsqueeze(1), r.mT).squeeze(1)
+def _turned(x: Tensor, y: Tensor, w: Tensor, kappa1: Tensor, factor: Tensor) -> Tensor:
+    return factor.unsqueeze(2) * (y.unsqueeze(1) - x) + kappa1.unsqueeze(2) * w.unsqueeze(1)
 
 
 def _root(square: Tensor) -> Tensor:
