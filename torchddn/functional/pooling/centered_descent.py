@@ -11,15 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from torchddn.functional.pooling.descent import NOISE, Descent, Local, descend
+from torchddn.functional.pooling.descent import FAST, NOISE, Descent, Local, descend
+from torchddn.functional.pooling.reweighted import centered_look, reweight
 from torchddn.penalties import Penalty
+from torchddn.status import Status
 
 __all__ = ["Curvature", "descend_centered", "newton_step"]
 
 _NUM_PRODUCTS = 6  # for a Newton step, which need not be exact
-
-# As long as a reweighted step leaves this share of the gradient, another is cheaper than products with the Hessian.
-_FAST = 0.05
 
 
 class Curvature(NamedTuple):
@@ -44,8 +43,15 @@ def descend_centered(
     The center, ``(R, m)``, is best amid the inliers.
     """
     num_rows, num_starts, m = starts.shape
+    x = x - center.unsqueeze(1)
+    first = None
+    if penalty.convex and num_starts == 1:
+        first = reweight(centered_look(penalty, x, alpha, c, center), starts.squeeze(1))
+        if bool(first.converged.all()):
+            status, unknown = torch.full_like(first.num_steps, Status.CONVERGED), first.residual * torch.nan
+            return Descent(first.y, unknown, status, first.num_steps, first.residual), first.converged
+        starts = first.y.unsqueeze(1)
     center = center.unsqueeze(1)
-    x = x - center
     squares = torch.linalg.vector_norm(x, dim=2).square_().unsqueeze(1)
     c = None if c is None else c.unsqueeze(1)
     alpha = alpha.reshape(-1, 1, 1)
@@ -66,7 +72,10 @@ def descend_centered(
         # Other starts of an item are looked from once more, which is cheaper than a copy of the points for each.
         flat[items] = y
         rows, place = torch.unique(items // num_starts, return_inverse=True)
-        at, some = place * num_starts + items % num_starts, None if c is None else c[rows]
+        at = place * num_starts + items % num_starts
+        if 2 * len(rows) >= num_rows:  # a copy of most points costs more than a look at all
+            rows, at = slice(None), items
+        some = None if c is None else c[rows]
         before = slope.view(num_rows, num_starts)[rows]
         seen, precise = _look(
             penalty, x[rows], squares[rows], alpha[rows], some, flat.view_as(starts)[rows], center[rows], before
@@ -78,7 +87,8 @@ def descend_centered(
 
     found = descend(look, flat.clone(), max_steps)
     y = (found.y.unflatten(0, (num_rows, num_starts)) + center).flatten(0, 1)
-    return found._replace(y=y), exact
+    num_steps = found.num_steps if first is None else found.num_steps + first.num_steps
+    return found._replace(y=y, num_steps=num_steps), exact
 
 
 def _look(
@@ -113,7 +123,7 @@ def _look(
     at_rest = slope <= NOISE * eps * (rounding + blur)
     precise = (slope <= NOISE * eps * rounding) & (blur <= rounding)
     newton = reweighted
-    fast = at_rest | (slope <= _FAST * slope_prev)
+    fast = at_rest | (slope <= FAST * slope_prev)
     if not penalty.isotropic and not bool(fast.all()):
         step, usable = newton_step(Curvature(x, y, total.unsqueeze(2), kappa2), gradient)
         newton = torch.where(usable & ~fast.unsqueeze(2), y - step, reweighted)

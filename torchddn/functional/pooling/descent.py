@@ -17,10 +17,13 @@ from torch import Tensor
 
 from torchddn.status import Status
 
-__all__ = ["NOISE", "Descent", "Local", "descend"]
+__all__ = ["FAST", "NOISE", "Descent", "Local", "descend"]
 
 # Roundings of a sum that count as none: pairwise sums lose a few units in the last place.
 NOISE = 8.0
+
+# As long as a reweighted step leaves this share of the gradient, another is cheaper than products with the Hessian.
+FAST = 0.05
 
 # Below this share of Newton's step the reweighted one is the better choice.
 _LEAST_SHARE = 1 / 1024
@@ -48,7 +51,7 @@ class Local(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """Where the descent ended, per item."""
+    """Where the descent ended, per item; an objective that nobody needs may be NaN."""
 
     y: Tensor
     objective: Tensor

@@ -15,65 +15,59 @@ import torch
 from torch import Tensor
 
 from torchddn.functional.nodes.found import Found
-from torchddn.functional.pooling.descent import NOISE
+from torchddn.functional.pooling.descent import FAST, NOISE
 from torchddn.functional.pooling.kernel import points_kernel
 from torchddn.penalties import Penalty
 
-__all__ = ["reweight"]
+__all__ = ["Look", "centered_look", "fused_look", "reweight"]
 
 _MAX_LOOKS = 8
-_FAST = 0.05  # As long as a step leaves this share of the gradient, another is cheaper than products with the Hessian.
 
 # What is seen from ``y``: where the step goes, and the length of the gradient and whether it is zero to rounding.
-_Look = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+Look = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def reweight(
-    penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, mean: Tensor, compile: bool = False
-) -> Found:
-    """Where the steps from the ``mean``, ``(R, m)``, end; the residual is ``|f_y|`` where last looked at."""
-    look = _fused_look(penalty, x.contiguous(), alpha, c) if compile else _centered_look(penalty, x, alpha, c, mean)
-    y = mean
-    running = torch.ones_like(alpha, dtype=torch.bool)
+def reweight(look: Look, y: Tensor) -> Found:
+    """Where the steps from ``y``, ``(R, m)``, end; the residual is ``|f_y|`` where last looked at."""
+    running = torch.ones_like(y[:, 0], dtype=torch.bool)
     converged, num_steps = torch.zeros_like(running), torch.zeros_like(running, dtype=torch.int64)
-    slope = torch.full_like(alpha, torch.inf)
+    slope = torch.full_like(y[:, 0], torch.inf)
     for _ in range(_MAX_LOOKS):
         reweighted, slope_next, at_rest = look(y)
-        at_rest = running & at_rest
-        going = running & ~at_rest & (slope_next <= _FAST * slope)
-        y = torch.where((going | at_rest).unsqueeze(1), reweighted, y)
+        y = torch.where((running & slope_next.isfinite()).unsqueeze(1), reweighted, y)
+        converged = converged | (running & at_rest)
+        fast = slope_next <= FAST * slope
         slope = torch.where(running, slope_next, slope)
-        converged, running = converged | at_rest, going
+        running = running & ~at_rest & fast
         if not bool(running.any()):
             break
         num_steps += running
     return Found(y, num_steps, converged, slope)
 
 
-def _centered_look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, center: Tensor) -> _Look:
+def centered_look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, center: Tensor) -> Look:
     """By products with the points relative to the ``center``, as in the descents from many starts."""
-    x = x - center.unsqueeze(1)
     z_0 = torch.linalg.vector_norm(x, dim=2)
     squares, column = z_0.square().unsqueeze(1), alpha.unsqueeze(1)
     eps, tiny = torch.finfo(x.dtype).eps, torch.finfo(x.dtype).tiny
     resolved = alpha.square() > tiny / eps  # squares that underflow do not count
 
     def look(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, shift, square = z_0, None, None
-        if y is not center:
-            shift = y - center
-            square = shift.square().sum(dim=1, keepdim=True)
+        shift = y - center
+        square = shift.square().sum(dim=1, keepdim=True)
+        moved = bool((square > 0).any())
+        z = z_0
+        if moved:
             z = torch.baddbmm(squares, shift.unsqueeze(1), x.mT, alpha=-2).squeeze(1)
             z = z.add_(square).clamp_(min=0).sqrt_()
         kappa1 = penalty.kappa1(z, column)
         kappa1 = kappa1 if c is None else c * kappa1
         total = kappa1.sum(dim=1)
-        step = torch.bmm(kappa1.unsqueeze(1), x).squeeze(1) / total.unsqueeze(1)
-        step = step if shift is None else step - shift
+        step = torch.bmm(kappa1.unsqueeze(1), x).squeeze(1) / total.unsqueeze(1) - shift
         slope = total * torch.linalg.vector_norm(step, dim=1)
         rounding = (kappa1 * z).sum(dim=1) + total * torch.linalg.vector_norm(y, dim=1)
         at_rest = (slope <= NOISE * eps * rounding) & resolved
-        if square is not None and bool(at_rest.any()):
+        if moved and bool(at_rest.any()):
             kappa2 = penalty.kappa2(z, column)
             kappa2 = kappa2 if c is None else c * kappa2
             # The error of z^2, about eps |shift|^2, must not do more to the gradient.
@@ -83,7 +77,7 @@ def _centered_look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None,
     return look
 
 
-def _fused_look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None) -> _Look:
+def fused_look(penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None) -> Look:
     """By kernels, which form the differences and keep none of them."""
     return lambda y: points_kernel(_look_at, penalty, x, alpha, c, y)[:3]
 

@@ -90,7 +90,7 @@ class VectorPooling:
             y, status, num_steps, residual = ScalarPooling(self.penalty).solve(numbers)
             y = y.unsqueeze(1)
         else:
-            y, status, num_steps, residual = minimize(self.penalty, x, alpha, c, mean, self.compile)
+            y, _, status, num_steps, residual = minimize(self.penalty, x, alpha, c, mean, self.compile)
         y = torch.where(sound.unsqueeze(1), y, torch.nan)
         status = torch.where(sound, status, int(Status.NON_FINITE))
         return y, status, num_steps, torch.where(sound, residual, torch.nan)

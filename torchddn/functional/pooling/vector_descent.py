@@ -13,7 +13,7 @@ from torch import Tensor
 from torchddn.functional.nodes.blocks import block_size, blocks, sorted_rows
 from torchddn.functional.pooling.centered_descent import Curvature, descend_centered, newton_step
 from torchddn.functional.pooling.descent import NOISE, Descent, Local, descend
-from torchddn.functional.pooling.reweighted import reweight
+from torchddn.functional.pooling.reweighted import fused_look, reweight
 from torchddn.penalties import Huber, Penalty
 from torchddn.status import Status
 
@@ -30,39 +30,34 @@ _DENSE = 24  # up to so many coordinates a factorization of the Hessian is cheap
 
 def minimize(
     penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, mean: Tensor, compile: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The best local minimizer found; its status, steps and ``|f_y|``.
-
-    ``x`` is ``(R, n, m)``, its ``mean`` without weights, ``c`` is ``(R, n)``.
-    """
+) -> Descent:
+    """The best local minimizer found; ``x`` is ``(R, n, m)``, its ``mean`` without weights, ``c`` is ``(R, n)``."""
     if c is not None:
         mean = (c.unsqueeze(1) @ x).squeeze(1) / c.sum(dim=1, keepdim=True)
     if penalty.convex:
         return _minimize_convex(penalty, x, alpha, c, mean, compile)
     middle = sorted_rows(x)[:, (x.shape[1] - 1) // 2] if c is None else _weighted_median(x, c)
-    huber, *_ = _minimize_convex(Huber(), x, alpha, c, mean, compile)
+    huber = _minimize_convex(Huber(), x, alpha, c, mean, compile).y
     starts = torch.cat([torch.stack([mean, middle, huber], dim=1), _point_starts(penalty, x, alpha, c, middle)], dim=1)
-    best = _best_descent(penalty, x, alpha, c, starts, center=middle)
-    return best.y, best.status, best.num_steps, best.slope
+    return _best_descent(penalty, x, alpha, c, starts, center=middle)
 
 
 def _minimize_convex(
     penalty: Penalty, x: Tensor, alpha: Tensor, c: Tensor | None, mean: Tensor, compile: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``minimize``: by reweighted steps, and by a descent where they are slow."""
-    if x.shape[2] <= _DENSE:
-        found = _best_descent(penalty, x, alpha, c, mean.unsqueeze(1), center=mean)
-        return found.y, found.status, found.num_steps, found.slope
-    y, num_steps, converged, slope = reweight(penalty, x, alpha, c, mean, compile)
-    status = torch.full_like(num_steps, Status.CONVERGED)
+) -> Descent:
+    """The minimizer; by kernels as long as reweighted steps are fast, for those who ask for it."""
+    if not compile or x.shape[2] <= _DENSE:
+        return _best_descent(penalty, x, alpha, c, mean.unsqueeze(1), center=mean)
+    y, num_steps, converged, slope = reweight(fused_look(penalty, x.contiguous(), alpha, c), mean)
+    found = Descent(y, slope * torch.nan, torch.full_like(num_steps, Status.CONVERGED), num_steps, slope)
     if bool(converged.all()):
-        return y, status, num_steps, slope
+        return found
     rest = (~converged).nonzero().squeeze(1)
-    weights = None if c is None else c[rest]
-    slow = _best_descent(penalty, x[rest], alpha[rest], weights, y[rest].unsqueeze(1), center=mean[rest])
-    ends = slow.y, slow.status, slow.num_steps + num_steps[rest], slow.slope
-    merged = [a.index_copy(0, rest, b) for a, b in zip((y, status, num_steps, slope), ends, strict=True)]
-    return merged[0], merged[1], merged[2], merged[3]
+    last = _best_descent(
+        penalty, x[rest], alpha[rest], None if c is None else c[rest], y[rest].unsqueeze(1), mean[rest]
+    )
+    last = last._replace(num_steps=last.num_steps + num_steps[rest])
+    return Descent(*(mine.index_copy(0, rest, theirs) for mine, theirs in zip(found, last, strict=True)))
 
 
 def _best_descent(
