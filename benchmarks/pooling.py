@@ -154,6 +154,13 @@ def vector() -> str:
         f"robust_vector_pool, {name}": (lambda x, name=name: robust_vector_pool(x, name), name) for name in PENALTIES
     }
     pools |= {
+        f"robust_vector_pool, compiled, {name}": (lambda x, name=name: robust_vector_pool(x, name, compile=True), name)
+        for name in PENALTIES[1:3]
+    }
+    for name in PENALTIES[1:3]:
+        for _ in range(NUM_CALLS):
+            both(pools[f"robust_vector_pool, compiled, {name}"][0], x, v)
+    pools |= {
         f"implicit L-BFGS, {name}": (lambda x, name=name: ImplicitLBFGS.apply(x, name), name) for name in PENALTIES[1:3]
     }
     leaf = x.detach().requires_grad_()

@@ -234,7 +234,7 @@ def robust_vector_pool(
         on_failure: What to do about items that fail: ``"warn"``, ``"raise"``, ``"nan"`` (their answer is NaN) or
             ``"ignore"``. Items with a number that is not finite are NaN in any case and do not disturb others.
         compile: Whether to make kernels of the passes over the points, for each shape of them: the tenth call takes
-            some seconds, later ones two thirds of the time for pseudo-Huber and Huber in more than 24 coordinates,
+            some seconds, later ones three quarters of the time for pseudo-Huber and Huber in more than 24 coordinates,
             and hardly less for the others. Without a C++ compiler, nothing is gained.
         solution: Whether to return a :class:`torchddn.Solution` in place of ``y``; its fields are ``(*B,)``.
 
