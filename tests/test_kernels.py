@@ -334,6 +334,16 @@ def test_small_matrices_written_out_have_the_factors_and_solutions_of_the_librar
     assert written(y)[1].tolist() == [0, size, 1, 0, 0, 0]
 
 
+def test_matrices_written_out_for_one_tensor_given_twice_are_those_of_two():
+    y, other = randn(6, 60), randn(6, 60, seed=1)
+
+    def both(a, b):
+        return [_factor_and_solve(a, 2, 1)[2] + _factor_and_solve(b, 2, 1)[2]]
+
+    written = write_out(make_fx(both)(y, other), [y, y])
+    torch.testing.assert_close(written(y, other), both(y, other))
+
+
 def test_large_matrices_are_left_to_the_library():
     y = randn(6, 120)
     graph = make_fx(lambda y: _factor_and_solve(y, 10, 1))(y)

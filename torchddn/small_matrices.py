@@ -22,7 +22,8 @@ _MOST = 8
 def write_out(graph: GraphModule, tensors: Sequence[Tensor]) -> GraphModule:
     """The same graph without calls for small matrices, for arguments like ``tensors``."""
     if any(node.target in _RULES for node in graph.graph.nodes):
-        return make_fx(graph, decomposition_table=_RULES)(*tensors)
+        # No two arguments may be the same tensor, which the recorder would take for one.
+        return make_fx(graph, decomposition_table=_RULES)(*(t.detach() for t in tensors))
     return graph
 
 
