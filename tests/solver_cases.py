@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import torchddn as ddn
 from torchddn import solvers
@@ -16,7 +17,7 @@ CONVERGED = int(ddn.Status.CONVERGED)
 
 def bound(problem: Problem, x: tuple[Tensor, ...], y_0: Tensor) -> tuple[BatchedProblem, tuple[Tensor, ...]]:
     """The problem as solvers see it."""
-    batched, tensors = bind("node", problem, x, x, len(y_0))
+    batched, tensors = bind("node", problem, pytree.tree_structure(x), x, len(y_0))
     batched = dataclasses.replace(batched, layout=layout_of(y_0[0]) if len(y_0) else layout_of(y_0.sum(0)))
     p = batched.equality(y_0, tensors).shape[1] if batched.kind == "minimize" else 0
     return dataclasses.replace(batched, p=p), tensors

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import pad
+from torch.utils import _pytree as pytree
 
 import torchddn as ddn
 from torchddn import structure
@@ -83,7 +84,7 @@ class Counted:
 def batched(f, m=M, equality=None, shape=None):
     """A problem with m variables, for the memory only."""
     x = torch.zeros(B, 1, dtype=torch.float64)
-    problem, _ = bind("test", Problem.from_functions(f, equality, initial=x), (x,), (x,), B)
+    problem, _ = bind("test", Problem.from_functions(f, equality, initial=x), pytree.tree_structure((x,)), (x,), B)
     layout = ddn._shapes.layout_of(torch.zeros(shape or (m,)))
     return type(problem)(**{**vars(problem), "layout": layout})
 
