@@ -38,6 +38,9 @@ _STEPS_PER_CHECK = 8
 # matrix with small eigenvalues does, is reported and not waited for.
 UNASKED_STEPS = 500
 
+# Rounding units, of the size of the matrix, up to which what should be zero is zero.
+_NOISE = 100
+
 
 class KrylovState(NamedTuple):
     """Nothing is factored: the state is the operator."""
@@ -292,7 +295,7 @@ class MINRES(Krylov):
         u = s.u + phi * w
         r = sin.square() * s.r - _divide(phi_bar * cos, beta) * z
         # |K r| / |r| of the last iterate: nothing but the part outside the range is left, and gamma is noise.
-        exhausted = torch.hypot(gamma_bar, delta_bar) <= 10 * torch.finfo(u.dtype).eps * norm
+        exhausted = torch.hypot(gamma_bar, delta_bar) <= _NOISE * torch.finfo(u.dtype).eps * norm
         u, r = torch.where(exhausted, s.u, u), torch.where(exhausted, s.r, r)
         ended = beta <= 10 * torch.finfo(u.dtype).eps * norm  # the space is invariant: this iterate is the last
         residual = torch.where(ended & ~exhausted, phi_bar.abs().minimum(_norm(r)), _norm(r))
@@ -329,6 +332,7 @@ class _GMRESState(NamedTuple):
     sin: Tensor
     g: Tensor  # rotated right-hand side, (N, restart + 1)
     position: int  # in the cycle
+    norm: Tensor  # the greatest length of a product so far, (N, 1)
     residual: Tensor
     broken: Tensor
 
@@ -370,6 +374,7 @@ class GMRES(Krylov):
             sin=rhs.new_zeros(N, k),
             g=rhs.new_zeros(N, k + 1),
             position=0,
+            norm=rhs.new_zeros(N, 1),
             residual=_norm(rhs),
             broken=torch.zeros_like(rhs[:, :1], dtype=torch.bool),
         )
@@ -398,7 +403,8 @@ class GMRES(Krylov):
             h[:, i] = cos[:, i] * upper + sin[:, i] * lower
             h[:, i + 1] = cos[:, i] * lower - sin[:, i] * upper
         diagonal = torch.hypot(h[:, j : j + 1], below)
-        lost = diagonal <= 10 * torch.finfo(w.dtype).eps * length  # K is singular on the space: skip the column
+        norm = torch.maximum(state.norm, length)
+        lost = diagonal <= _NOISE * torch.finfo(w.dtype).eps * norm  # K is singular on the space: skip the column
         c, s = _divide(h[:, j : j + 1], diagonal), _divide(below, diagonal)
         valid = running & ~lost
         identity = torch.zeros_like(h)
@@ -410,7 +416,7 @@ class GMRES(Krylov):
         g[:, j : j + 1] = torch.where(valid, c * g_j, 0)
         g[:, j + 1 : j + 2] = torch.where(valid, -s * g_j, torch.where(running, g_j, 0))
         residual = torch.where(lost, g_j.abs(), (s * g_j).abs())
-        return state._replace(position=j + 1, residual=residual, broken=lost | ended)
+        return state._replace(position=j + 1, norm=norm, residual=residual, broken=lost | ended)
 
     def _finish(self, problem: "_Rows", state: _GMRESState) -> Tensor:
         j = state.position
