@@ -48,15 +48,9 @@ def live_tensors(thing: Any) -> list[Tensor]:
         >>> len(live_tensors(lambda y: (scale * y).sum()))
         1
     """
-    found: dict[int, Tensor] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        if is_live(tensor):
-            found.setdefault(id(tensor), tensor)
-        return tensor
-
-    rebuild(thing, note)
-    return list(found.values())
+    reader = _Reader()
+    reader.visit(thing)
+    return list(reader.live.values())
 
 
 def rebuild(thing: Any, replace: Callable[[Tensor], Tensor]) -> Any:
