@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["write_out"]
 
-# Rows from which on a call is cheaper than its arithmetic without loops.
+# Rows up to which arithmetic without loops is cheaper than a call.
 _MOST = 8
 
 

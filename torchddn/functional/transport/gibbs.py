@@ -131,9 +131,8 @@ def gentle_start(problem: Transport, low: Tensor) -> tuple[Potentials, Tensor]:
     cost = problem.cost
     u = (problem.gamma * low).unsqueeze(1)
     gamma = (problem.gamma * -_LOG2_E).to(cost.dtype).reshape(-1, 1, 1)
-    shift = (
-        (u * _LOG2_E).to(cost.dtype).unsqueeze(2).expand(-1, 1, cost.shape[2]).contiguous()
-    )  # kernels take whole rows faster
+    shift = (u * _LOG2_E).to(cost.dtype).unsqueeze(2)
+    shift = shift.expand(-1, 1, cost.shape[2]).contiguous()  # a whole row is read faster
     P = torch.addcmul(shift, cost, gamma, out=cost.new_empty(cost.shape)).exp2_()
     return Potentials(u.expand(problem.r.shape), torch.zeros_like(problem.c)), P
 
