@@ -103,7 +103,9 @@ class Implicit:
     def answer(self, problem: BatchedProblem, forward: Forward, x: Sequence[Tensor], poison: bool) -> Answer:
         """The solution, differentiable by the rule above."""
         self._check_symmetry(problem)
-        system = SolutionSystem(problem, forward, self._options(problem), constrained=True, poison=poison)
+        options = self._options(problem)
+        problem = dataclasses.replace(problem, structure=options.structure)
+        system = SolutionSystem(problem, forward, options, constrained=True, poison=poison)
         z, *others = ImplicitRoot.apply(system, *x)
         constants, report = others[: system.num_constants], others[system.num_constants :]
         y, dual = z[:, : problem.m], z[:, problem.m :]

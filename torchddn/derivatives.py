@@ -26,6 +26,7 @@ __all__ = [
     "dense_rows",
     "gradient",
     "hessian",
+    "hessian_products",
     "inside_transform",
     "jacobian",
     "jvp",
@@ -198,6 +199,15 @@ def hessian(function: Batched, y: Tensor, work: int = 0) -> Tensor:
     return jacobian(lambda y: gradient(function, y), y, work)
 
 
+def hessian_products(function: Batched, y: Tensor, vectors: Tensor, work: int = 0) -> Tensor:
+    """Returns ``f_yy z`` for each row ``z`` of ``vectors``, ``(k, m)``, the same for all items: ``(k, B, m)``."""
+    columns = vectors.unsqueeze(1).expand(-1, y.shape[0], -1)
+    if inside_transform():
+        _, pull = _functional_vjp(lambda y: gradient(function, y), y)
+        return torch.func.vmap(lambda v: pull(v)[0])(columns)
+    return Linearization(lambda y: gradient(function, y), y, work).vjps(columns)
+
+
 class Linearization:
     """The Jacobian ``K`` of a batched function at a point, evaluated once and multiplied often.
 
@@ -224,6 +234,12 @@ class Linearization:
         if not self.value.requires_grad:
             return torch.zeros_like(self._y)
         return self._grad(self.value, self._y, v)
+
+    def vjps(self, v: Tensor) -> Tensor:
+        """``v K`` for several ``v``, ``(k, B, r)``: ``(k, B, m)``, some at a time."""
+        if not self.value.requires_grad or not v.numel():
+            return self._y.new_zeros(*v.shape[:2], self._y.shape[1])
+        return _products(self.value, self._y, v, self._work, self._keep_graph)
 
     def vjp_and(self, v: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor | None]]:
         """:meth:`vjp`, and from the same pass what is pulled back to ``others``, leaves that the function uses."""
@@ -270,17 +286,21 @@ def dense_rows(value: Tensor, y: Tensor, work: int, keep_graph: bool, num_rows: 
     num_rows = all_rows if num_rows is None else num_rows
     if not value.requires_grad or not num_items * num_rows:
         return y.new_zeros(num_items, num_rows, y.shape[1])
+    rows = _products(value, y, _basis(value)[:num_rows], work, keep_graph).movedim(0, 1)
+    return rows.contiguous() if _is_recorded() else rows  # compiled, they are written in that order at once
 
-    def row(v: Tensor) -> Tensor:
+
+def _products(value: Tensor, y: Tensor, vectors: Tensor, work: int, keep_graph: bool) -> Tensor:
+    """``v K`` for each ``v`` of ``vectors``, ``(k, B, r)``, with K the Jacobian of ``value``: ``(k, B, m)``."""
+
+    def product(v: Tensor) -> Tensor:
         return _product(value, y, v, keep_graph)
 
-    recorded = _is_recorded()
-    budget = _RECORDED_BUDGET if recorded else ROWS_BUDGET
-    chunks = _basis(value)[:num_rows].split(max(1, budget // max(work, y.numel(), 1)))
+    budget = _RECORDED_BUDGET if _is_recorded() else ROWS_BUDGET
+    chunks = vectors.split(max(1, budget // max(work, y.numel(), 1)))
     # Not `is_grads_batched`: its older vmap cannot enter an autograd.Function, such as a node inside a node.
-    rows = [row(chunk[0])[None] if len(chunk) == 1 else torch.func.vmap(row)(chunk) for chunk in chunks]
-    rows = (rows[0] if len(rows) == 1 else torch.cat(rows)).movedim(0, 1)
-    return rows.contiguous() if recorded else rows  # compiled, they are written in that order at once
+    parts = [product(chunk[0])[None] if len(chunk) == 1 else torch.func.vmap(product)(chunk) for chunk in chunks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _product(output: Tensor, leaf: Tensor, v: Tensor, keep_graph: bool) -> Tensor:

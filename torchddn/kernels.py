@@ -29,7 +29,7 @@ Function = Callable[..., list[Tensor]]
 _Thing = TypeVar("_Thing")
 
 # Compiling takes seconds. Who needs more kernels than that has shapes or numbers that change from call to call.
-_MOST = 64
+_MOST = 128
 
 _MISSING: Any = object()
 

@@ -208,6 +208,7 @@ class BatchedProblem:
         has_bounds: Whether the last two tensors of ``x`` before the start are the bounds.
         call: Name that opens messages.
         kernels: Those of a compiled node.
+        structure: What is said of the structure of its adjoint, which a solver may look up; None if nobody may.
     """
 
     template: Problem
@@ -223,6 +224,7 @@ class BatchedProblem:
     has_bounds: bool
     call: str
     kernels: BoundKernels | None = None
+    structure: Any = None
 
     @property
     def m(self) -> int:

@@ -273,7 +273,7 @@ class LowRank(Declaration):
         W = Y_J.clone()
         W[:, second] = Y_K[:, second] @ _least_squares(Y_K[:, first], Y_J[:, first])
         # On I and K, W is L Z_J itself: M is the inverse of W_J' Z_J.
-        M, _ = torch.linalg.inv_ex(W[:, second].mT @ Z[second, k : 2 * k])
+        M = _inverse(W[:, second].mT @ Z[second, k : 2 * k])
         M = 0.5 * (M + M.mT)
         L_Z = W @ (M @ (W.mT @ Z))
         # Z has k entries for each variable, none of them zero: as many equations for its diagonal.
@@ -429,7 +429,18 @@ def _indicators(color: Tensor, num_colors: int, like: Tensor) -> Tensor:
     return chosen.to(dtype=like.dtype, device=like.device)
 
 
+def _inverse(matrix: Tensor) -> Tensor:
+    """The inverse; of a number the pseudo-inverse, because the part of low rank may be zero at a point."""
+    if matrix.shape[-1] == 1:
+        return torch.where(matrix == 0, 0.0, matrix.reciprocal())
+    return torch.linalg.inv_ex(matrix)[0]
+
+
 def _least_squares(matrix: Tensor, rhs: Tensor) -> Tensor:
+    """``X`` with the least ``|matrix X - rhs|``, ``(B, n, k)`` both; zero where a single column is zero."""
+    if matrix.shape[-1] == 1:
+        square = matrix.square().sum(1, keepdim=True)
+        return (matrix * rhs).sum(1, keepdim=True) / torch.where(square > 0, square, 1.0)
     Q, R = torch.linalg.qr(matrix)
     return torch.linalg.solve_triangular(R, Q.mT @ rhs, upper=True)
 

@@ -10,6 +10,9 @@ takes a third of the steps of an interior-point method, and each costs half. Fro
 curvature and its factors: they are used twice, for a step and for a *simplified* one from where it led, and the two
 together converge with order three (Traub).
 
+What gradients have taught of the structure of the Hessian serves here as well: where it is a diagonal, a band, blocks
+or a diagonal plus low rank, a step reads it by a few products, looks by one more whether it is, and costs O(m).
+
 It has no safeguards but one: it *resigns* from an item as soon as anything is not as it should be close to a strict
 minimum (curvature along the constraints, independent active rows, contraction), and leaves it to another solver.
 """
@@ -21,15 +24,18 @@ import torch
 from torch import Tensor
 
 from torchddn.active_set import ActiveSet, decide
-from torchddn.derivatives import hessian
+from torchddn.derivatives import hessian, hessian_products
 from torchddn.fusion import fused
+from torchddn.linear import Declaration, DenseMatrix, Operator
 from torchddn.optimality import Held, Measures, Scales, lagrangian, measure_known
 from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs, Proof, Result, Run, Solver, is_differentiated, solve
 from torchddn.solvers.expansion import Expansion
 from torchddn.solvers.kkt_factors import KKTFactors, factorize
+from torchddn.solvers.structured_factors import FACTORED, StructuredFactors, factorize_structured, row_sum_bound
 from torchddn.solvers.vectors import back_substitute, largest, row_sum_norm, times
 from torchddn.status import Status
+from torchddn.structure import agree, generic, of_curvature
 
 __all__ = ["ActiveSetNewton", "Hybrid"]
 
@@ -39,8 +45,14 @@ _PATIENCE = 4
 # What is that close to its limit, relative to the size of y, may be active at the start.
 _NEAR = 1e-6
 
+# Calls in a row in which most items were not as believed, after which nobody believes it any more.
+_MOST_RESIGNED = 3
+
 # From so many variables on, matrices cost more than calls, and it pays to use their factors twice.
 _LARGE = 16
+
+
+_Factors = KKTFactors | StructuredFactors
 
 
 class _Point(NamedTuple):
@@ -71,6 +83,8 @@ class ActiveSetNewton:
 
     Attributes:
         max_steps: Most steps before it resigns.
+        curvature: What the Hessian of the Lagrangian is believed to look like, one of ``FACTORED``; an item of which it
+            is not true, or which is not convex, is resigned from. None for no structure.
 
     References:
         Hintermueller, Ito, Kunisch, The Primal-Dual Active Set Strategy as a Semismooth Newton Method, 2002.
@@ -78,6 +92,7 @@ class ActiveSetNewton:
     """
 
     max_steps: int = 16
+    curvature: Declaration | None = None
 
     def check(self, problem: BatchedProblem) -> None:
         """Takes every minimization."""
@@ -86,11 +101,11 @@ class ActiveSetNewton:
         return _begin(problem, x, y)
 
     def step(self, problem: BatchedProblem, x: Inputs, state: _State) -> _State:
-        return _step(problem, x, state, trusting=False)[0]
+        return _step(problem, x, state, self.curvature, trusting=False)[0]
 
     def trusting_step(self, problem: BatchedProblem, x: Inputs, state: _State) -> tuple[_State, Tensor]:
         """The step if every item is close to a strict minimum, and for which that is so."""
-        return _step(problem, x, state, trusting=True)
+        return _step(problem, x, state, self.curvature, trusting=True)
 
     def status(self, problem: BatchedProblem, x: Inputs, state: _State) -> Tensor:
         return state.status
@@ -134,17 +149,37 @@ class Hybrid:
     def run(self, problem: BatchedProblem, x: Inputs, y: Tensor, solve_again: Run) -> Result:
         if is_differentiated() or solve_again is not solve:
             return solve_again(self.robust, problem, x, y)  # its steps are the ones to differentiate
-        found = solve(ActiveSetNewton(), problem, x, y)
-        left = torch.nonzero(found.status != Status.CONVERGED).flatten()
-        if not len(left):
-            return found
-        part, part_x = problem.select(x, left)
-        again = solve_again(self.robust, part, part_x, y[left])
-        num_steps = again.num_steps + found.num_steps[left]
-        merged = [
-            whole.index_copy(0, left, rows) for whole, rows in zip(found[:4], (*again[:3], num_steps), strict=True)
-        ]
-        return Result(*merged, proof=None)
+        found = _by_structure(problem, x, y)
+        if found is None:
+            found = solve(ActiveSetNewton(), problem, x, y)
+        else:
+            found = _complete(found, ActiveSetNewton(), problem, x, y, solve)
+        return _complete(found, self.robust, problem, x, y, solve_again)
+
+
+def _by_structure(problem: BatchedProblem, x: Inputs, y: Tensor) -> Result | None:
+    """What the method finds if the curvature is as gradients found it; None if they found nothing that helps."""
+    belief = of_curvature(problem, y)
+    if belief is None or not isinstance(belief.H, FACTORED) or belief.num_resigned >= _MOST_RESIGNED:
+        return None
+    found = solve(ActiveSetNewton(curvature=belief.H), problem, x, y)
+    num_left = int((found.status != Status.CONVERGED).sum()) if found.proof is None else 0
+    belief.num_resigned = belief.num_resigned + 1 if 2 * num_left > len(y) else 0
+    return found
+
+
+def _complete(found: Result, solver: Solver, problem: BatchedProblem, x: Inputs, y: Tensor, run: Run) -> Result:
+    """What was found, and for the items of which nothing was found what ``solver`` finds from their start."""
+    if found.proof is not None:
+        return found
+    left = torch.nonzero(found.status != Status.CONVERGED).flatten()
+    if not len(left):
+        return found
+    part, part_x = problem.select(x, left)
+    again = run(solver, part, part_x, y[left])
+    num_steps = again.num_steps + found.num_steps[left]
+    merged = [whole.index_copy(0, left, rows) for whole, rows in zip(found[:4], (*again[:3], num_steps), strict=True)]
+    return Result(*merged, proof=None)
 
 
 @fused
@@ -164,12 +199,24 @@ def _begin(problem: BatchedProblem, x: Inputs, y: Tensor) -> _State:
     return _State(point, held, none + torch.inf, none + torch.inf, setbacks, f_start, status)
 
 
-def _step(problem: BatchedProblem, x: Inputs, state: _State, trusting: bool) -> tuple[_State, Tensor]:
-    """The next state, and for which items the step is that of a strict minimum."""
+def _step(
+    problem: BatchedProblem, x: Inputs, state: _State, curvature: Declaration | None, trusting: bool
+) -> tuple[_State, Tensor]:
+    """The next state, and for which items nothing but reading could make a better one."""
     before = state.point
-    L_yy, stiffness = _curvature(problem, x, before)
-    held = _active(problem, x, before, stiffness)
-    factors = factorize(L_yy, before.c_y, stiffness, held, problem.has_bounds, trusting)
+    if curvature is None:
+        matrix = _curvature(problem, x, before)
+        L_yy, stiffness = DenseMatrix(matrix, symmetric=True), _positive(row_sum_norm(matrix))
+        held = _active(problem, x, before, stiffness)
+        factors = factorize(matrix, before.c_y, stiffness, held, problem.has_bounds, trusting)
+        trusted = factors.is_minimum
+    else:
+        L_yy, is_so = _believed_curvature(problem, x, before, curvature)
+        stiffness = _positive(row_sum_bound(L_yy))
+        held = _active(problem, x, before, stiffness)
+        factors = factorize_structured(L_yy, before.c_y, stiffness, held, problem.has_bounds)
+        factors = factors._replace(margin=torch.where(is_so, factors.margin, 0.0))
+        trusted = torch.ones_like(is_so)
     y, dual = _newton_step(problem, x, before, L_yy, held, factors)
     if problem.m >= _LARGE:
         y, dual = _simplified_step(problem, x, factors, before.y, y, dual)
@@ -185,9 +232,12 @@ def _step(problem: BatchedProblem, x: Inputs, state: _State, trusting: bool) -> 
     arrived = factors.is_minimum & (error <= eps**0.85) & (moved <= short)
     status = torch.where(arrived, int(Status.CONVERGED), RUNNING)
     risen = point.f - state.f_start > eps**0.5 * (state.f_start.abs() + point.f.abs())
-    status = torch.where((setbacks > _PATIENCE) | (arrived & risen), int(Status.STALLED), status)
+    resigns = (setbacks > _PATIENCE) | (arrived & risen)
+    if curvature is not None:
+        resigns = resigns | ~factors.is_minimum
+    status = torch.where(resigns, int(Status.STALLED), status)
     marks = _in_numbers(problem, held, y)
-    return _State(point, marks, error, moved, setbacks, state.f_start, status), factors.is_minimum
+    return _State(point, marks, error, moved, setbacks, state.f_start, status), trusted
 
 
 @fused
@@ -235,11 +285,26 @@ def _evaluate(problem: BatchedProblem, x: Inputs, y: Tensor, dual: Tensor | None
     return _Point(y, dual, at.value[:, 0], at.value[:, 1:], at.slopes[:, 0], at.slopes[:, 1:], stiffness)
 
 
-def _curvature(problem: BatchedProblem, x: Inputs, point: _Point) -> tuple[Tensor, Tensor]:
-    """``L_yy``, and its size, positive, ``(B, 1)``; NaN where an entry of the matrix is no number."""
-    L_yy = hessian(lambda y: lagrangian(problem, y, point.dual, x), point.y, problem.work(x))
-    size = row_sum_norm(L_yy)[:, None]
-    return L_yy, torch.where(size == 0, 1.0, size)
+def _curvature(problem: BatchedProblem, x: Inputs, point: _Point) -> Tensor:
+    """``L_yy``, ``(B, m, m)``."""
+    return hessian(lambda y: lagrangian(problem, y, point.dual, x), point.y, problem.work(x))
+
+
+def _believed_curvature(
+    problem: BatchedProblem, x: Inputs, point: _Point, declaration: Declaration
+) -> tuple[Operator, Tensor]:
+    """``L_yy`` as it is declared, and of which items that is true, ``(B,)``."""
+    m, y = problem.m, point.y
+    z = generic(m, y)
+    probes = torch.cat([declaration.probes(m, y), z[None]])
+    products = hessian_products(lambda y: lagrangian(problem, y, point.dual, x), y, probes, problem.work(x))
+    L_yy = declaration.operator(products[:-1], symmetric=True)
+    return L_yy, agree(products[-1], L_yy.matvec(z.expand_as(y)), 0.5)
+
+
+def _positive(size: Tensor) -> Tensor:
+    """As a unit, ``(B, 1)``; NaN stays."""
+    return torch.where(size == 0, 1.0, size)[:, None]
 
 
 def _units(point: _Point, x: Inputs) -> Scales:
@@ -292,20 +357,20 @@ def _in_numbers(problem: BatchedProblem, held: Held, like: Tensor) -> Tensor:
 
 
 def _newton_step(
-    problem: BatchedProblem, x: Inputs, point: _Point, L_yy: Tensor, held: Held, factors: KKTFactors
+    problem: BatchedProblem, x: Inputs, point: _Point, L_yy: Operator, held: Held, factors: _Factors
 ) -> tuple[Tensor, Tensor]:
     """The next ``y`` and ``dual``."""
     start, rhs, c = point.y, -point.f_y, point.c
     if problem.has_bounds:
         start = held.put(problem, point.y, x)
         jump = start - point.y
-        rhs, c = rhs - times(L_yy, jump), c + times(point.c_y, jump)
+        rhs, c = rhs - L_yy.matvec(jump), c + times(point.c_y, jump)
     d, dual = factors.solve(rhs, c)
     return _clip(problem, x, start + d), dual
 
 
 def _simplified_step(
-    problem: BatchedProblem, x: Inputs, factors: KKTFactors, before: Tensor, y: Tensor, dual: Tensor
+    problem: BatchedProblem, x: Inputs, factors: _Factors, before: Tensor, y: Tensor, dual: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One more step with the derivatives ``before`` the last one, for items that come closer by it: it costs little.
 

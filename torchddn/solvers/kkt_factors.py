@@ -8,7 +8,7 @@ from torch import Tensor
 from torchddn.optimality import Held
 from torchddn.solvers.vectors import back_substitute, identity_like, is_settled, times
 
-__all__ = ["KKTFactors", "factorize"]
+__all__ = ["KKTFactors", "factor", "factorize", "unit_rows"]
 
 # In units of the curvature, what the squares of the constraints weigh where the curvature is not convex; the more, the
 # fewer digits are left.
@@ -78,20 +78,17 @@ def factorize(H: Tensor, A: Tensor, stiffness: Tensor, held: Held, has_bounds: b
         H.diagonal(dim1=-2, dim2=-1).add_(out * stiffness)
         A = A.masked_fill(out[:, None], 0.0)
     weight = torch.zeros_like(stiffness)
-    L, curved = _factor(H, stiffness)
+    L, curved = factor(H, stiffness)
     if not A.shape[1]:
         return KKTFactors(curved, free, weight, L, A, A[..., 0], A.mT, A[..., :0])
-    size = torch.linalg.vector_norm(A, dim=-1)
-    kept = held.rows.to(H.dtype)
-    units = kept / torch.where(size > 0, size, 1.0)
-    A = A * units[..., None]
-    for factor in _WEIGHTS:
+    A, units, kept = unit_rows(A, held)
+    for times_stiffness in _WEIGHTS:
         if trusting or is_settled(curved > 0):
             break
         # Convex along the constraints is enough: their squares change neither the step nor the multipliers.
         definite = curved > 0
-        weight = torch.where(definite[:, None], weight, factor * stiffness)
-        L_along, along = _factor(H + weight[..., None] * (A.mT @ A), stiffness)
+        weight = torch.where(definite[:, None], weight, times_stiffness * stiffness)
+        L_along, along = factor(H + weight[..., None] * (A.mT @ A), stiffness)
         L = torch.where(definite[:, None, None], L, L_along)
         curved = torch.where(definite, curved, along)
     else:
@@ -100,7 +97,7 @@ def factorize(H: Tensor, A: Tensor, stiffness: Tensor, held: Held, has_bounds: b
     S = half.mT @ half
     # A row that does not hold is an equation of its own.
     S.diagonal(dim1=-2, dim2=-1).add_((1 - kept) / stiffness)
-    L_S, independent = _factor(S, S.diagonal(dim1=-2, dim2=-1))
+    L_S, independent = factor(S, S.diagonal(dim1=-2, dim2=-1))
     if not (trusting or is_settled(independent > 0)):
         # Too many rows look active: a compromise may bring some of them off again.
         S.diagonal(dim1=-2, dim2=-1).add_(1e-2 / stiffness)
@@ -108,7 +105,15 @@ def factorize(H: Tensor, A: Tensor, stiffness: Tensor, held: Held, has_bounds: b
     return KKTFactors(torch.minimum(curved, independent), free, weight, L, A, units, half, L_S)
 
 
-def _factor(K: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
+def unit_rows(A: Tensor, held: Held) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that hold, of length one, zeros for the others; one over their length or zero; and one or zero."""
+    size = torch.linalg.vector_norm(A, dim=-1)
+    kept = held.rows.to(A.dtype)
+    units = kept / torch.where(size > 0, size, 1.0)
+    return A * units[..., None], units, kept
+
+
+def factor(K: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
     """Cholesky factor, and its least pivot in these units, ``(B,)``, which is zero if the matrix is not definite."""
     L, info = torch.linalg.cholesky_ex(K)
     pivots, entries = L.diagonal(dim1=-2, dim2=-1).square(), K.diagonal(dim1=-2, dim2=-1)

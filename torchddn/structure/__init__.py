@@ -23,8 +23,20 @@ those that were the same for all items and in two passes (``constant``).
 good. So a finding that does not hold for other data costs one dense solve, and never correctness.
 """
 
-from torchddn.structure.believed import MATRIX_FREE, Believed, check_declared, operator, settled
-from torchddn.structure.memory import forget
-from torchddn.structure.system import Product
+from torchddn.structure.believed import MATRIX_FREE, Believed, agree, check_declared, operator, settled
+from torchddn.structure.memory import Belief, forget, of_curvature
+from torchddn.structure.system import Product, generic
 
-__all__ = ["MATRIX_FREE", "Believed", "Product", "check_declared", "forget", "operator", "settled"]
+__all__ = [
+    "MATRIX_FREE",
+    "Belief",
+    "Believed",
+    "Product",
+    "agree",
+    "check_declared",
+    "forget",
+    "generic",
+    "of_curvature",
+    "operator",
+    "settled",
+]

@@ -29,7 +29,7 @@ from torchddn.structure.reading import fits, is_learning, read, suitable
 from torchddn.structure.search import is_formed, look
 from torchddn.structure.system import Product, System, generic
 
-__all__ = ["MATRIX_FREE", "Believed", "check_declared", "operator", "settled"]
+__all__ = ["MATRIX_FREE", "Believed", "agree", "check_declared", "operator", "settled"]
 
 # Up to so many unknowns a dense solve costs no more than the calls that a structured one makes: nothing is looked for.
 SMALL = 32
@@ -58,7 +58,7 @@ class Believed:
         if belief.H is None or not any(constant.is_known for constant in belief.constants):
             return None
         fresh = read(self._system, belief, remembers=False)
-        if _agree(fresh, self.operator, self._z, 0.75).all():
+        if agree(fresh.matvec(self._z), self.operator.matvec(self._z), 0.75).all():
             return None
         for constant in belief.constants:
             constant.forget()
@@ -101,7 +101,8 @@ class Believed:
         belief = self._belief
         if belief.H is None or isinstance(self.operator, MatrixFree):
             return False
-        wrong = int((~_agree(self._system.truth, self.operator, self._z, 0.5)[items]).sum())
+        true, believed = (K.matvec(self._z) for K in (self._system.truth, self.operator))
+        wrong = int((~agree(true, believed, 0.5))[items].sum())
         if wrong:
             said = f"the structure that was {'declared' if belief.declared else 'found'}, {self.name}, is wrong"
             belief.abandon(is_formed(self._system), f"{said} ({wrong} of {self.operator.batch} items): abandoned")
@@ -124,11 +125,10 @@ class Believed:
             belief.abandon(True, f"the structure {self.name} is right, but its fast method fails: abandoned")
 
 
-def _agree(true: Operator, believed: Operator, z: Tensor, digits: float) -> Tensor:
-    """Which items have the same product with a generic vector, to that part of the digits, ``(B,)``."""
-    product = true.matvec(z)
-    difference = (product - believed.matvec(z)).abs().amax(1)
-    return ~(difference > torch.finfo(z.dtype).eps ** digits * product.abs().amax(1))
+def agree(product: Tensor, believed: Tensor, digits: float) -> Tensor:
+    """Which items have the same product with a generic vector, ``(B, m)``, to that part of the digits, ``(B,)``."""
+    difference = (product - believed).abs().amax(1)
+    return ~(difference > torch.finfo(product.dtype).eps ** digits * product.abs().amax(1))
 
 
 def operator(

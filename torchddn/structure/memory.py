@@ -13,7 +13,7 @@ from torchddn.problem import BatchedProblem, Problem
 from torchddn.structure.constant import Constant
 from torchddn.structure.system import System
 
-__all__ = ["Belief", "forget", "known", "recall"]
+__all__ = ["Belief", "forget", "known", "of_curvature", "recall"]
 
 _MOST = 256
 
@@ -30,6 +30,7 @@ class Belief:
         declared: Whether a person said so.
         is_examined: Whether what was said has been compared with a true product.
         eliminates: Whether H can be eliminated.
+        num_resigned: Forward solves in a row to which it was of no use.
         notes: What a person should know of it.
         probes: The vectors that read H, or K as a whole, and the rows, ``(k, m + r)`` each, made when first needed.
         constant_H: H, if it never changes.
@@ -43,6 +44,7 @@ class Belief:
     declared: bool = False
     is_examined: bool = False
     eliminates: bool = True
+    num_resigned: int = 0
     notes: tuple[str, ...] = ()
     probes: tuple[Tensor, ...] = ()
     constant_H: Constant = dataclasses.field(default_factory=Constant)
@@ -88,6 +90,17 @@ _lock = threading.Lock()
 def known(problem: BatchedProblem, like: Tensor, symmetric: bool, declared: Any) -> Belief | None:
     """What is known of the problem from before; ``like`` is shaped as the right-hand side, ``(B, s)``."""
     return _beliefs.get(_key(problem, like, symmetric, declared))
+
+
+def of_curvature(problem: BatchedProblem, y: Tensor) -> Belief | None:
+    """What gradients have taught of the Hessian of the Lagrangian of a minimization, for a solver at ``y``, ``(B, m)``.
+
+    It may be wrong of this batch, or of points that are no solutions: look whether it holds.
+    """
+    if problem.structure is None:
+        return None
+    belief = known(problem, y.new_empty(0, problem.m + problem.p + problem.q), True, problem.structure)
+    return None if belief is None or belief.H is None or belief.whole or not belief.eliminates else belief
 
 
 def recall(problem: BatchedProblem, system: System, declared: Any, look: Callable[[], Belief | None]) -> Belief | None:

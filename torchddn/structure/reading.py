@@ -10,9 +10,10 @@ from torchddn.linear import (
     MINRES,
     Banded,
     BandedMatrix,
+    BlockDiagonal,
     DenseMatrix,
     Diagonal,
-    DiagonalMatrix,
+    LowRank,
     MatrixFree,
     Operator,
     Saddle,
@@ -24,6 +25,7 @@ from torchddn.linear import (
     choose,
 )
 from torchddn.linear.krylov import UNASKED_STEPS
+from torchddn.linear.pinning import pin
 from torchddn.structure.memory import Belief
 from torchddn.structure.places import Placed
 from torchddn.structure.system import System
@@ -57,7 +59,8 @@ def read(system: System, belief: Belief, remembers: bool = True) -> Operator:
     if remembers:
         _learn(system, belief, parts)
     block = H.operator(parts[0], system.symmetric)
-    block = _masked(block, system.free) if known[0] else block
+    if known[0] and system.free is not None:
+        block = pin(block, system.free, system.like.new_ones(()))
     if A is None:
         return block
     rows = A.rows(parts[1], system.num_rows)
@@ -99,7 +102,7 @@ def suitable(operator: Operator, belief: Belief) -> Solver:
 
 
 # Structures of H of which the rows and columns of variables at a bound are known without a product.
-_MASKABLE = (Diagonal, Banded)
+_MASKABLE = (Banded, BlockDiagonal, Diagonal, LowRank)
 
 
 def _products(system: System, probes: list[Tensor]) -> list[Tensor]:
@@ -137,22 +140,6 @@ def _learn(system: System, belief: Belief, parts: list[Tensor]) -> None:
             constant.learn(system.multiply_rows(probes[:, system.m :]))
         else:
             constant.learn(system.multiply_H(probes[:, : system.m]))
-
-
-def _masked(H: Operator, free: Tensor | None) -> Operator:
-    """H with the rows and columns of the identity for variables that are not ``free``, ``(B, m)``."""
-    if free is None:
-        return H
-    if isinstance(H, DiagonalMatrix):
-        return DiagonalMatrix(torch.where(free, H.d, 1))
-    assert isinstance(H, BandedMatrix), "what is remembered can be masked"
-    w = H.band.shape[1] // 2
-    free = free if H.order is None else free[:, H.order]
-    weight = free.to(H.dtype)  # compiled, numbers are faster than flags
-    both = weight.unsqueeze(1) * pad(weight, (w, w)).unfold(1, H.size, 1)
-    identity = (torch.arange(2 * w + 1, dtype=H.dtype, device=H.device) == w).to(H.dtype).unsqueeze(1)
-    band = torch.where(both > 0, H.band, identity)
-    return BandedMatrix(band, H.symmetric, H.order)
 
 
 def _without_columns(A: Tensor | SparseRows, free: Tensor | None) -> Tensor | SparseRows:

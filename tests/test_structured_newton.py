@@ -1,0 +1,199 @@
+"""Newton steps with the structure that gradients have found: as good as dense ones, item by item, and no matrix."""
+
+import pytest
+import torch
+from problems import randn
+
+import torchddn as ddn
+from torchddn import Status, solvers, structure
+from torchddn.door import prepare
+from torchddn.linear import Banded, BlockDiagonal, Diagonal, LowRank
+from torchddn.solvers import active_set_newton
+from torchddn.solvers.active_set_newton import ActiveSetNewton
+
+M = 40
+SHUFFLED = tuple(torch.randperm(M, generator=torch.Generator().manual_seed(0)).tolist())
+PAIRS = tuple(i for j in range(M // 2) for i in (j, j + M // 2))
+
+
+def separable(y, x):
+    return 0.5 * (y - x).square().sum() + 0.1 * y.pow(4).sum()
+
+
+def chained(y):
+    return 0.2 * (1 + (y[1:] - y[:-1]).square()).sqrt().sum()
+
+
+SHAPES = {
+    "diagonal": (Diagonal(), separable),
+    "one band": (Banded(1), lambda y, x: separable(y, x) + chained(y)),
+    "one band, reordered": (Banded(1, SHUFFLED), lambda y, x: separable(y, x) + chained(y[list(SHUFFLED)])),
+    "two bands": (Banded(2), lambda y, x: separable(y, x) + 0.2 * (y[2:] - y[:-2]).cosh().sum()),
+    "blocks": (
+        BlockDiagonal(4),
+        lambda y, x: separable(y, x) + 0.3 * torch.logsumexp(y.view(-1, 4), 1).sum(),
+    ),
+    "blocks, reordered": (
+        BlockDiagonal(2, PAIRS),
+        lambda y, x: separable(y, x) + 0.3 * torch.logsumexp(y.view(2, -1), 0).sum(),
+    ),
+    "concave rank 1": (LowRank(1), lambda y, x: separable(y, x) + 0.3 * torch.logsumexp(y, 0)),
+    "convex rank 1": (LowRank(1), lambda y, x: separable(y, x) + 0.05 * y.sum().pow(4)),
+    "rank 2": (LowRank(2), lambda y, x: separable(y, x) + 0.1 * (y[::2].sum() ** 2 + (1 + y[1::2].sum() ** 2).sqrt())),
+}
+KINDS = {
+    "none": {},
+    "equality": {"equality": lambda y, x: torch.stack([y[::2].sum() - 1.0, (y[::3] + 1).square().sum() - 16.0])},
+    "inequality": {"inequality": lambda y, x: torch.stack([y.sum() - 0.5, -y.sum() - 10.0])},
+    "bounds": {"bounds": (-0.5, 0.8)},
+    "all": {
+        "equality": lambda y, x: y[0] - y[1] - 0.1,
+        "inequality": lambda y, x: torch.stack([y.sum() - 0.5, -y.sum() - 10.0]),
+        "bounds": lambda x: (None, 0.2 + x.square()),
+    },
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known():
+    structure.forget()
+
+
+def problem(f, kind: str = "none") -> ddn.Problem:
+    return ddn.Problem.from_functions(f, initial=torch.zeros_like, **KINDS[kind])
+
+
+def run(problem: ddn.Problem, x, declaration=None) -> solvers.base.Result:
+    batched, x, *_ = prepare("test", problem, (x,), "auto")
+    with torch.no_grad():
+        return solvers.solve(ActiveSetNewton(curvature=declaration), batched, x, x[-1])
+
+
+def no_matrix(*args):
+    raise AssertionError("a Hessian was formed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_finds_what_dense_steps_find(shape, kind, dtype, monkeypatch):
+    declaration, f = SHAPES[shape]
+    x = randn(16, M).to(dtype)
+    dense = run(problem(f, kind), x)
+    monkeypatch.setattr(active_set_newton, "hessian", no_matrix)
+    found = run(problem(f, kind), x, declaration)
+    took = dense.status == Status.CONVERGED
+    assert took.float().mean() > 0.7
+    assert (found.status[took] == Status.CONVERGED).all()
+    tolerance = torch.finfo(dtype).eps ** 0.8
+    torch.testing.assert_close(found.y[took], dense.y[took], atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(found.dual[took], dense.dual[took], atol=10 * tolerance, rtol=10 * tolerance)
+    assert (found.num_steps <= dense.num_steps + 1)[took].all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_item_of_another_structure_is_left_to_others_and_harms_nobody(shape):
+    declaration, f = SHAPES[shape]
+    x, W = randn(8, M), randn(M, M, seed=1) / M**0.5
+    mixed = torch.arange(8) % 3 == 1
+
+    def also_mixed(y, x, weight):
+        return f(y, x) + weight * (W @ y).cosh().log().sum()
+
+    node = ddn.Problem.from_functions(also_mixed, initial=lambda x, weight: torch.zeros_like(x))
+    batched, inputs, *_ = prepare("test", node, (x, mixed.to(x)), "auto")
+    with torch.no_grad():
+        found = solvers.solve(ActiveSetNewton(curvature=declaration), batched, inputs, inputs[-1])
+    alone = run(problem(f), x, declaration)
+    assert torch.equal(found.status == Status.CONVERGED, ~mixed)
+    torch.testing.assert_close(found.y[~mixed], alone.y[~mixed], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("declaration", "f"),
+    [
+        (Diagonal(), lambda y, x: (y - x).square().sum() - 2 * y[0] ** 2),
+        (Banded(1), lambda y, x: (y - x).square().sum() - 2 * (y[1:] * y[:-1]).sum()),
+        (Banded(2), lambda y, x: (y - x).square().sum() - 2 * (y[2:] * y[:-2]).sum()),
+        (BlockDiagonal(2), lambda y, x: (y - x).square().sum() + 3 * y.view(-1, 2).prod(1).sum()),
+        (LowRank(1), lambda y, x: (y - x).square().sum() - 0.1 * y.sum().square()),
+        (LowRank(2), lambda y, x: (y - x).square().sum() - 0.1 * y[::2].sum() ** 2 + 0.3 * y[1::2].sum() ** 2),
+    ],
+)
+def test_a_saddle_is_not_taken_for_a_minimum(declaration, f):
+    assert (run(problem(f), randn(4, M), declaration).status == Status.STALLED).all()
+
+
+def solved(node, x):
+    x = x.clone().requires_grad_()
+    y = node(x)
+    return y, torch.autograd.grad(y, x, torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y))[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "compile"),
+    [(shape, "all", False) for shape in SHAPES]
+    + [("diagonal", "bounds", True), ("one band", "all", True), ("concave rank 1", "equality", True)],
+)
+def test_what_a_gradient_finds_serves_the_next_forward_pass(shape, kind, compile, monkeypatch):
+    node = ddn.DeclarativeNode(problem(SHAPES[shape][1], kind), compile=compile)
+    first = [solved(node, randn(6, M, seed=i)) for i in range(3)]
+    monkeypatch.setattr(active_set_newton, "hessian", no_matrix)
+    again = [solved(node, randn(6, M, seed=i)) for i in range(3)]
+    for one, other in zip(first, again, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_declared_serves_as_soon_as_it_is_examined(monkeypatch):
+    adjoint = ddn.Implicit(structure=Diagonal())
+    node = ddn.DeclarativeNode(problem(separable, "equality"), adjoint=adjoint)
+    first = solved(node, randn(5, M))
+    monkeypatch.setattr(active_set_newton, "hessian", no_matrix)
+    torch.testing.assert_close(solved(node, randn(5, M)), first, rtol=1e-12, atol=1e-12)
+
+
+def test_a_declaration_that_is_wrong_is_not_used_again():
+    f = SHAPES["one band"][1]
+    wrong, right = (
+        ddn.DeclarativeNode(problem(f, "equality"), adjoint=ddn.Implicit(structure=s)) for s in (Diagonal(), "dense")
+    )
+    for seed in range(3):
+        x = randn(5, M, seed=seed)
+        torch.testing.assert_close(solved(wrong, x), solved(right, x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_structure_that_is_of_no_use_is_not_tried_for_ever(monkeypatch):
+    # Diagonal at the solution, and nowhere else.
+    W = randn(M, M) / M**0.5
+    node = ddn.DeclarativeNode(problem(lambda y, x: (y - x).square().sum() + (W @ (y - x)).pow(4).sum(), "bounds"))
+    tried = []
+    factorize = active_set_newton.factorize_structured
+    monkeypatch.setattr(active_set_newton, "factorize_structured", lambda *args: tried.append(1) or factorize(*args))
+    for seed in range(6):
+        x = 0.1 * randn(4, M, seed=seed)
+        y, _ = solved(node, x)
+        torch.testing.assert_close(y, x, rtol=1e-10, atol=1e-10)
+    assert len(tried) == 3
+
+
+def test_an_item_that_is_not_finite_harms_nobody():
+    node = ddn.DeclarativeNode(problem(separable, "all"), on_failure="ignore")
+    x = randn(6, M)
+    clean = [solved(node, x) for _ in range(2)][1]
+    x[2, 3] = torch.nan
+    y, slope = solved(node, x)
+    others = torch.arange(6) != 2
+    torch.testing.assert_close(y[others], clean[0][others], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(slope[others], clean[1][others], rtol=1e-12, atol=1e-12)
+    assert y[2].isnan().all()
+
+
+def test_forward_mode_and_second_derivatives_are_those_of_dense_steps():
+    f = SHAPES["concave rank 1"][1]
+    node = ddn.DeclarativeNode(problem(f, "equality"))
+    x, t = randn(3, M), randn(3, M, seed=1)
+    before = torch.func.jvp(node, (x,), (t,)), torch.func.grad(lambda x: (node(x) ** 3).sum())(x)
+    solved(node, x)
+    after = torch.func.jvp(node, (x,), (t,)), torch.func.grad(lambda x: (node(x) ** 3).sum())(x)
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+    assert torch.autograd.gradgradcheck(lambda x: node(x)[:, :3], (x[:1, :].requires_grad_(),), atol=1e-6)
