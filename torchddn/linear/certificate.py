@@ -183,7 +183,7 @@ def solve_certified(
         truth = operator if apply is None else truth
     # All that follows is linear in v: a size of about one keeps tiny gradients from underflowing in the norms.
     scale = _size(columns)
-    system = _System(operator, truth, columns / scale, rtol, rcond, max_refinements)
+    system = _System(operator, truth, columns * scale.reciprocal(), rtol, rcond, max_refinements)
     last = LeastSquares(rcond, m)
     if isinstance(solver, LeastSquares):
         last = LeastSquares(solver.rcond if rcond is None else rcond, solver.primal_size or m)
@@ -216,7 +216,7 @@ def solve_once(
     columns = rhs.unsqueeze(-1) if rhs.ndim == 2 else rhs
     scale = _size(columns)
     rtol = default_rtol(operator.dtype) if rtol is None else rtol
-    system = _System(operator, apply, columns / scale, rtol, None, 0)
+    system = _System(operator, apply, columns * scale.reciprocal(), rtol, None, 0)
     _, answer, solution = _first_attempt(system, linear, scale, rhs)
     return solution, *_judge(system, answer)
 
@@ -364,7 +364,7 @@ def _first_attempt(system: _System, solver: Solver, scale: Tensor, rhs: Tensor) 
     """
     state, u, sound = _solve(system, solver)
     solution = (u * scale).view_as(rhs)
-    K_u = system.truth.matvec(solution).view_as(u) / scale
+    K_u = system.truth.matvec(solution).view_as(u) * scale.reciprocal()
     return state, _Answer(u, system.rhs - K_u, sound, torch.zeros_like(sound, dtype=torch.int64)), solution
 
 
@@ -442,7 +442,10 @@ def _relative(r: Tensor, rhs: Tensor) -> Tensor:
 
 
 def _size(columns: Tensor) -> Tensor:
-    """The power of two below the largest entry of each column, ``(B, 1, k)``; one for a column of zeros."""
+    """The power of two below the largest entry of each column, ``(B, 1, k)``; one for a column of zeros.
+
+    It has a reciprocal, and products with either are exact.
+    """
     largest = columns.abs().amax(1, keepdim=True)  # ten times faster than the same norm
     scale = largest.clamp(min=torch.finfo(columns.dtype).tiny).log2().floor().exp2()
     return torch.where(largest > 0, scale, 1)

@@ -64,6 +64,8 @@ class SparseRows:
             for rows, each in zip(layout.colors, sums, strict=True):
                 product.index_add_(1, rows.rows, each)
             return product
+        if layout.origin is None:
+            return torch.cat(sums, 1)
         return _take(torch.cat([*sums, y.new_zeros(B, 1, *y.shape[2:])], 1), layout.origin)
 
     def rmatvec(self, mu: Tensor) -> Tensor:
@@ -154,6 +156,7 @@ class _Color(NamedTuple):
     """
 
     rows: Tensor  # (a,)
+    first: int  # the first of them, if the others are the next ones; else -1
     own: Tensor  # place of each variable's row in `rows`, a for none, (m,)
     members: Tensor | None  # variables of each row, one row after the other, filled up with m, (a length,)
     length: int
@@ -176,7 +179,7 @@ class _Color(NamedTuple):
 
     def spread(self, mu: Tensor) -> Tensor:
         """To each variable what ``mu``, ``(B, p)`` or ``(B, p, k)``, has for its row; zero for none."""
-        mu = mu[:, self.rows]
+        mu = mu[:, self.rows] if self.first < 0 else mu[:, self.first : self.first + len(self.rows)]
         if self.axis:
             shape = [-1] * (mu.ndim + 1)
             shape[self.axis] = self.length
@@ -196,7 +199,7 @@ class _Layout(NamedTuple):
     sizes: tuple[int, int]
     place: Tensor  # of each row among the first and the last ones; behind these for none, (p + 1,)
     order: Tensor | None  # the row at each place, None for the natural one
-    origin: Tensor  # of each row in the rows of all colors together, behind these for none, (p,)
+    origin: Tensor | None  # of each row in the rows of all colors together, behind these for none, (p,); None: its own
     cells: Tensor | None  # of the border: which number of each color in turn it holds, behind these for none
     targets: Tensor  # the other way round: where each number goes
 
@@ -234,9 +237,12 @@ def _layout(index: Tensor, num_rows: int) -> _Layout:
     place = torch.cat([order, order.new_tensor([num_rows])]).argsort()
     origin = torch.full_like(order, len(rows)).index_copy_(0, rows, _range(len(rows), index)) if is_proper else order
     natural = torch.equal(order, _range(num_rows, index))
+    same = is_proper and torch.equal(origin, _range(num_rows, index))
     a, b = len(first), num_rows - len(first)
     cells, targets = _cells(index, colors[color].own, place - a, color, (a, b)) if color >= 0 and b else (None, order)
-    return _Layout(colors, is_proper, color, (a, b), place, None if natural else order, origin, cells, targets)
+    return _Layout(
+        colors, is_proper, color, (a, b), place, None if natural else order, None if same else origin, cells, targets
+    )
 
 
 def _color(index: Tensor, num_rows: int) -> _Color:
@@ -245,8 +251,9 @@ def _color(index: Tensor, num_rows: int) -> _Color:
     a, length = len(rows), int(counts.max()) if len(counts) else 0
     place = torch.full((num_rows + 1,), a, device=index.device).index_copy_(0, rows, _range(a, index))
     own = place[index]
+    first = int(rows[0]) if a and torch.equal(rows, int(rows[0]) + _range(a, index)) else -1
     if not 0 < a * length <= _MOST_FILLED * m:
-        return _Color(rows, own, None, length, False, 0)
+        return _Color(rows, first, own, None, length, False, 0)
     variable = own.argsort(stable=True)[: int(present.sum())]
     row = own[variable]
     start = counts.cumsum(0) - counts
@@ -257,7 +264,7 @@ def _color(index: Tensor, num_rows: int) -> _Color:
     if is_even and a * length == m:
         in_turn = natural.view(length, a).mT.flatten()
         axis = 2 if torch.equal(members, natural) else 1 if torch.equal(members, in_turn) else 0
-    return _Color(rows, own, members, length, is_even, axis)
+    return _Color(rows, first, own, members, length, is_even, axis)
 
 
 def _cells(
