@@ -334,6 +334,33 @@ def test_anderson_solves_what_the_plain_iteration_cannot():
     assert statuses(run(solvers.Anderson(history=0), problem, (x,), 0 * x)) <= {"NON_FINITE", "MAX_STEPS"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, f64])
+@pytest.mark.parametrize("history", [5, 20])
+@pytest.mark.parametrize("m", [1, 2, 3])
+def test_anderson_may_remember_more_changes_than_there_are_variables(m, history, dtype):
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(200, m, m, generator=generator, dtype=f64)
+    A = (0.9 * A / torch.linalg.matrix_norm(A, 2, keepdim=True)).to(dtype)
+    x = torch.randn(200, m, generator=generator, dtype=f64).to(dtype)
+    problem = FixedPoint(lambda y, A, x: torch.sin(A @ y) + x, torch.zeros(m, dtype=dtype))
+    result = run(solvers.Anderson(history, regularization=0.0), problem, (A, x), 0 * x)
+    assert statuses(result) == {"CONVERGED"}
+
+
+def test_anderson_takes_plain_steps_where_its_history_cannot_be_factored(monkeypatch):
+    problem = FixedPoint(lambda y, x: 0.5 * torch.cos(y) + x, torch.zeros(2))
+    x = tensor((1.0, 2.0), (0.3, -0.4))
+    plain = run(solvers.Anderson(history=0), problem, (x,), 0 * x)
+
+    def fail(K):
+        return torch.full_like(K, torch.nan), torch.ones(K.shape[:-2], dtype=torch.int32)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", fail)
+    result = run(solvers.Anderson(), problem, (x,), 0 * x)
+    assert statuses(result) == {"CONVERGED"} and torch.equal(result.y, plain.y)
+    assert torch.equal(result.num_steps, plain.num_steps)
+
+
 def test_gradient_descent_with_too_long_a_step_is_reported():
     problem = functions(lambda y, x: 0.5 * (y - x).square().sum())
     result = run(solvers.GradientDescent(step_size=3.0), problem, ONE, tensor((0.0,)))

@@ -21,7 +21,7 @@ from torchddn.problem import BatchedProblem
 from torchddn.solvers.base import RUNNING, Inputs
 from torchddn.solvers.least_squares import inverse
 from torchddn.solvers.options import check_count, check_number, check_suits, check_termination, default_rtol, far
-from torchddn.solvers.vectors import largest, length, times
+from torchddn.solvers.vectors import identity_like, largest, length, times
 from torchddn.status import Status
 
 __all__ = ["Anderson", "Bisection", "Broyden"]
@@ -55,7 +55,8 @@ class Anderson:
     Args:
         history: Past points in the combination; 0 is the plain iteration.
         mixing: Fraction of the residual that is added, in (0, 1]; below 1 damps an iteration that diverges.
-        regularization: Tikhonov weight of the combination, relative to the changes it combines.
+        regularization: Tikhonov weight of the combination, relative to the changes it combines; at least what rounding
+            asks for.
         rtol: Converged when no entry of ``T(y) - y`` exceeds ``rtol`` times the largest entry of ``y`` so far; None
             for a value fitting the dtype.
         atol: Added to that, in units of ``y``.
@@ -116,17 +117,23 @@ class Anderson:
 
     def _combination(self, changes: Tensor, F: Tensor) -> Tensor:
         """``argmin_gamma |F - changes' gamma|^2``, ``(B, k)``, each change scaled to length one."""
-        eps = torch.finfo(F.dtype).eps
+        k, m = changes.shape[1:]
+        # Changes may depend on each other, and always do when there are more than m. Rounding moves the eigenvalues of
+        # their products by about sqrt(m) k eps, and Cholesky needs k^2 eps beyond that (Higham, theorem 10.7).
+        noise = k * (k + m**0.5) * torch.finfo(F.dtype).eps
         size = length(changes)
         size = torch.where(size > 0, size, 1.0)
         unit = changes / size[..., None]
         gram = unit @ unit.mT
-        ridge = max(self.regularization, eps) * torch.eye(self.history, dtype=F.dtype, device=F.device)
+        ridge = max(self.regularization, noise) * identity_like(gram)
         # Zero rows stand for what is not there yet: with ones on the diagonal they get the coefficient zero.
         missing = torch.diag_embed((length(changes) == 0).to(F.dtype))
         K = gram + ridge + missing
-        right = unit @ F[..., None]
-        L, _ = torch.linalg.cholesky_ex(K.detach())
+        L, info = torch.linalg.cholesky_ex(K.detach())
+        # Products of fewer digits than the dtype has (TF32) may be indefinite all the same: then a plain step.
+        positive = (info == 0)[:, None, None]
+        L = torch.where(positive, L, identity_like(L))
+        right = torch.where(positive, unit @ F[..., None], 0.0)
         gamma = torch.cholesky_solve(right.detach(), L)
         for _ in range(2):  # exact first and second derivatives through a constant factor; and corrects rounding
             gamma = gamma + torch.cholesky_solve(right - K @ gamma, L)
