@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from test_quadratic_program import FAMILIES, mixed, pick, program, randn
+from test_quadratic_program import BAD, FAMILIES, mixed, pick, program, randn
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -183,6 +183,19 @@ def test_a_backend_that_is_not_there_is_refused(monkeypatch):
 # Sparse programs.
 
 
+def units(family: str, given: dict[str, Tensor], i: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """What one is in the variables of an item, ``(m,)``, and in its data: in these units families have equal sizes."""
+    ones = {name: torch.ones_like(given[name][i]) for name in ("q", "b", "h") if name in given}
+    length = 1 / BAD[i] if family == "scales of variables" else ones["q"]
+    for word, size in (("tiny", 1e-6), ("huge", 1e6)):
+        if word in family:
+            length, ones = size * length, {name: size * one for name, one in ones.items()}
+    if family == "scales of rows":
+        ones["h"] = BAD[i]
+    found = ones | {"Q": 1 / torch.outer(length, length), "q": 1 / length, "lower": length, "upper": length}
+    return length, found | {name: torch.outer(ones[b], 1 / length) for name, b in ("Ab", "Gh") if b in ones}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_sparse_program_is_the_dense_one(family, layout):
@@ -192,19 +205,22 @@ def test_a_sparse_program_is_the_dense_one(family, layout):
         thin = sparse(plain, layout)
         own, found = quadratic_program(**plain, solution=True), quadratic_program(**thin, solution=True)
         assert found.status == ddn.Status.CONVERGED
-        size = own.y.detach().abs().max()
-        assert (found.y - own.y).abs().max() <= 1e-9 * size
+        length, unit = units(family, given, i)
+        assert ((found.y - own.y) / length).abs().max() <= 1e-9 * (own.y / length).abs().max()
         direction = randn(len(own.y), seed=i)
         pairs = [
             (torch.autograd.grad((direction * answer.y).sum(), list(data.values())), data)
             for answer, data in ((own, plain), (found, thin))
         ]
+        # Where as many rows hold as there are free variables, the gradients of Q and q are zero: what is found is
+        # rounding, of the size of the units of the loss and of the data.
+        loss = (direction * length).abs().max()
         for name, expected, got in zip(names.split(), pairs[0][0], pairs[1][0], strict=True):
-            natural = 1e-4 * size**2 if "scales of variables" in family else size**2 if "huge" in family else 1.0
             # Of the multipliers of dependent rows, and so of the gradients of these, there are many: those of least
             # norm are found to the size of the regularization.
-            close = 1e-6 if "duplicated rows" in family and name in "AG" else 1e-10 * float(natural)
-            assert torch.allclose(dense(got), expected, rtol=1e-8, atol=close), name
+            close = 1e-6 if "duplicated rows" in family and name in "AG" else 1e-12
+            one = unit[name] / loss
+            assert torch.allclose(one * dense(got), one * expected, rtol=1e-8, atol=close), name
             assert got.is_sparse or got.layout == torch.sparse_csr or name not in MATRICES
 
 
