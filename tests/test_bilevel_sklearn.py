@@ -24,7 +24,7 @@ from torchddn.bilevel.sklearn import (
     BilevelSVR,
 )
 from torchddn.bilevel.sklearn.elastic_net import ElasticNet
-from torchddn.bilevel.sklearn.folds import split
+from torchddn.bilevel.sklearn.folds import split, whole
 from torchddn.bilevel.sklearn.logistic import Logistic
 from torchddn.bilevel.sklearn.machines import Machine
 from torchddn.bilevel.sklearn.regression import Regression
@@ -287,6 +287,17 @@ def test_classifiers_learn_three_classes():
         model = make_pipeline(StandardScaler(), estimator()).fit(X, names)
         assert model.score(X, names) > 0.95
         assert model.decision_function(X).shape == (150, 3)
+
+
+def test_three_classes_have_coefficients_of_sum_zero_however_small_their_penalty():
+    """The same row for all classes changes no probability, and the penalty alone, which is tiny, says what it is."""
+    X, labels = (
+        torch.rand(15, 30, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+        torch.arange(15) % 3,
+    )
+    lower = Logistic(X, labels, whole(np.ones(15)), True)
+    B = lower.solve(torch.full((1,), 1e-8, dtype=torch.float64).log()).y[0]
+    assert B.sum(0).abs().max() <= 1e-13 * B.abs().max()
 
 
 def test_constant_targets_and_features_are_no_problem():

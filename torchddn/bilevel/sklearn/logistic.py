@@ -126,4 +126,7 @@ class Logistic:
 
 
 def _solve(factor: Tensor, right: Tensor) -> Tensor:
-    return torch.cholesky_solve(right.flatten(1).unsqueeze(2), factor).reshape(right.shape)
+    solution = torch.cholesky_solve(right.flatten(1).unsqueeze(2), factor).reshape(right.shape)
+    # The same row for all classes changes no probability, so the penalty alone, which may be tiny, holds their mean at
+    # zero: rounding would be divided by it.
+    return solution - solution.mean(1, keepdim=True) if solution.shape[1] > 1 else solution
