@@ -154,17 +154,20 @@ def run(folder, config, **job):
 
 class TestPointCloud:
     def test_a_network_trained_without_outliers_is_in_both_tables(self, tmp_path):
-        rows = run(tmp_path, tiny())
+        # Five epochs are enough to learn from points what outliers then hide.
+        recipe = Recipe(epochs=5, batch_size=98, optimizer="adamw")
+        rows = run(tmp_path, dataclasses.replace(tiny(), training=recipe), pooling="max")
         assert [(row["protocol"], row["outliers"]) for row in rows] == [
             ("same", 0.0),
             ("clean", 0.0),
             ("clean", 0.3),
             ("explained", 0.3),
         ]
-        for row in rows[:3]:
-            assert all(0 <= row[score] <= 1 for score in ("top1", "map", "map_released"))
-        assert rows[0]["top1"] == rows[1]["top1"]
-        assert rows[1]["top1"] > rows[2]["top1"]
+        for score in ("top1", "map", "map_released"):
+            same, clean, corrupted = (row[score] for row in rows[:3])
+            assert 0 <= corrupted < clean <= 1 and same == clean
+        # A tenth is chance.
+        assert rows[1]["top1"] > 0.3
         assert 0 <= rows[3]["outlier_auc"] <= 1
 
     def test_a_network_trained_with_outliers_is_tested_with_as_many(self, tmp_path):
