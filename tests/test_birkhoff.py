@@ -57,6 +57,18 @@ def test_ties_do_no_harm():
         assert_optimal(size * X, F.project_birkhoff(size * X, solution=True))
 
 
+def test_zeros_are_exact():
+    X = randn(4000, 2, 2, seed=3)
+    Y = F.project_birkhoff(X)
+    # Of two by two there is one unknown: Y = [[t, 1 - t], [1 - t, t]].
+    t = 0.5 + 0.25 * (X[:, 0, 0] + X[:, 1, 1] - X[:, 0, 1] - X[:, 1, 0])
+    for end, exact in ((t > 1, torch.eye(2).to(X)), (t < 0, 1 - torch.eye(2).to(X))):
+        found = Y[end]
+        exact = exact.expand_as(found)
+        assert len(found) > 500 and torch.equal(found == 0, exact == 0)
+        torch.testing.assert_close(found, exact, rtol=0, atol=1e-15)
+
+
 def test_it_is_the_projection_of_a_conic_solver():
     cp = pytest.importorskip("cvxpy")
     X = randn(3, 6, 6)

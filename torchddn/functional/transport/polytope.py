@@ -44,6 +44,7 @@ _NEAR = 0.01  # error, as a part of the mass, at which to go to the next scale
 _DAMPING = 0.1  # mu over |g|, or over one
 _LEAST_DAMPING = 1e-11  # keeps the factorization of the singular L positive
 _ROUNDINGS = 100.0  # of the largest numbers in a column sum: the error that counts as none
+_NOTHING = 4.0  # roundings of the mean row sum: an entry that counts as none, and an error that no other can beat
 _SHORTEST = 1e-6  # length of a step at which an item is given up
 
 
@@ -81,11 +82,13 @@ def _ratio(a: Tensor, b: Tensor) -> Tensor:
 def _settled(X: Tensor, r: Tensor, c: Tensor, state: "_State") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``Y``, ``tau``, ``v`` and the error, its rounding left out, and its sums corrected on the support."""
     size = (1 + X.abs().amax(dim=(1, 2)) + state.v.abs().amax(dim=1)).reshape(-1, 1, 1)
-    rounding = _ROUNDINGS * torch.finfo(X.dtype).eps * size
+    eps = torch.finfo(X.dtype).eps
+    rounding = _ROUNDINGS * eps * size
     Y = torch.where(rounding < state.Y, state.Y, 0)
     S = (Y > 0).to(Y.dtype)
-    found = balance(S, None, None, r - Y.sum(dim=2), c - Y.sum(dim=1), torch.finfo(X.dtype).eps)
-    Y = (Y + S * (found.x.unsqueeze(2) + found.y.unsqueeze(1))).clamp(min=0)
+    found = balance(S, None, None, r - Y.sum(dim=2), c - Y.sum(dim=1), eps)
+    Y = Y + S * (found.x.unsqueeze(2) + found.y.unsqueeze(1))
+    Y = torch.where(_NOTHING * eps < Y, Y, 0)
 
     def error(Y: Tensor, tau: Tensor, v: Tensor) -> Tensor:
         """Of the sums, a part of the mass, or of the form that Y must have, a part of the numbers it comes from."""
@@ -95,7 +98,7 @@ def _settled(X: Tensor, r: Tensor, c: Tensor, state: "_State") -> tuple[Tensor, 
 
     before, after = (state.Y, state.tau, state.v), (Y, state.tau - found.x, state.v + found.y)
     errors = error(*before), error(*after)
-    better = errors[1] <= errors[0]
+    better = errors[1] <= errors[0].clamp(min=_NOTHING * eps)
     Y, tau, v = (
         torch.where(better.reshape(-1, *[1] * (one.dim() - 1)), two, one)
         for one, two in zip(before, after, strict=True)
