@@ -340,13 +340,16 @@ def test_auto_chooses_by_kind_and_size():
         return (y - x).square().sum()
 
     assert chosen(Problem.from_functions(f)) == "Newton"
-    assert chosen(Problem.from_functions(f), 400) == "LBFGS"
+    assert chosen(Problem.from_functions(f), 400) == "ActiveSetNewton, LBFGS"
     assert chosen(Problem.from_functions(f, lambda y, x: y.sum())) == "ActiveSetNewton, SQP"
-    assert chosen(Problem.from_functions(f, lambda y, x: y.sum()), 400) == "AugmentedLagrangian"
+    assert chosen(Problem.from_functions(f, lambda y, x: y.sum()), 400) == "ActiveSetNewton, AugmentedLagrangian"
     assert chosen(Problem.from_functions(f, inequality=lambda y, x: y.sum())) == "ActiveSetNewton, InteriorPoint"
-    assert chosen(Problem.from_functions(f, inequality=lambda y, x: y.sum()), 400) == "AugmentedLagrangian"
+    assert (
+        chosen(Problem.from_functions(f, inequality=lambda y, x: y.sum()), 400)
+        == "ActiveSetNewton, AugmentedLagrangian"
+    )
     assert chosen(Residuals(lambda y, x: y - x)) == "LevenbergMarquardt"
-    assert chosen(Residuals(lambda y, x: y - x), 400) == "LBFGS"
+    assert chosen(Residuals(lambda y, x: y - x), 400) == "ActiveSetNewton, LBFGS"
     assert chosen(Root(lambda y, x: y - x, torch.zeros(3))) == "Newton"
     assert chosen(Root(lambda y, x: y - x, torch.zeros(400)), 400) == "Broyden"
     assert chosen(FixedPoint(lambda y, x: x, torch.zeros(3))) == "Anderson"

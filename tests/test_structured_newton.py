@@ -197,3 +197,86 @@ def test_forward_mode_and_second_derivatives_are_those_of_dense_steps():
     after = torch.func.jvp(node, (x,), (t,)), torch.func.grad(lambda x: (node(x) ** 3).sum())(x)
     torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
     assert torch.autograd.gradgradcheck(lambda x: node(x)[:, :3], (x[:1, :].requires_grad_(),), atol=1e-6)
+
+
+# Of problems that are too large for a matrix the structure is looked for before the first solve.
+
+
+def is_solved_without_another(node, *x):
+    solution = node.solve(*x)
+    assert (solution.status == Status.CONVERGED).all()
+    assert solution.num_steps.max() <= 20
+    assert torch.stack([solution.stationarity, solution.feasibility, solution.complementarity]).max() < 1e-10
+    return solution
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    def another(*args):
+        raise AssertionError("another solver was asked")
+
+    monkeypatch.setattr(solvers.AugmentedLagrangian, "init", another)
+    monkeypatch.setattr(solvers.LBFGS, "init", another)
+    monkeypatch.setattr(active_set_newton, "hessian", no_matrix)
+
+
+@pytest.mark.parametrize("shape", ["diagonal", "one band", "two bands", "concave rank 1"])
+def test_a_large_problem_with_constraints_is_solved_at_the_first_call(shape, alone):
+    x = randn(3, 800)
+    f = SHAPES[shape][1]
+    solution = is_solved_without_another(ddn.DeclarativeNode(problem(f, "equality")), x)
+    y, nu = solution.y, solution.equality_multipliers
+    f_y = torch.func.vmap(torch.func.grad(f))(y, x)
+    h_y = torch.func.vmap(torch.func.jacrev(KINDS["equality"]["equality"]))(y, x)
+    torch.testing.assert_close(f_y, -(nu[:, None] @ h_y)[:, 0], rtol=1e-10, atol=1e-10)
+
+
+def test_a_large_problem_without_constraints_is_solved_at_the_first_call(alone):
+    x = randn(3, 2000)
+    solution = is_solved_without_another(ddn.DeclarativeNode(problem(SHAPES["one band"][1])), x)
+    assert solution.solver == "ActiveSetNewton, LBFGS"
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_total_variation_as_it_is_written_down(alone, compile):
+    def dual(u, x):
+        return 0.5 * (x + torch.nn.functional.pad(u, (0, 1)) - torch.nn.functional.pad(u, (1, 0))).square().sum()
+
+    x = 0.3 * randn(3, 600).cumsum(1)
+    denoising = ddn.Problem.from_functions(dual, bounds=(-1.0, 1.0), initial=lambda x: torch.zeros_like(x[1:]))
+    node = ddn.DeclarativeNode(denoising, compile=compile)
+    for _ in range(2):
+        u = node(x)
+        y = x + torch.nn.functional.pad(u, (0, 1)) - torch.nn.functional.pad(u, (1, 0))
+        torch.testing.assert_close(y, ddn.functional.total_variation(x, 1.0), rtol=1e-10, atol=1e-10)
+
+
+def test_entropic_transport_as_it_is_written_down(alone):
+    n = 24
+    M, r, c = randn(2, n, n).sigmoid(), randn(2, n, seed=1).softmax(1), randn(2, n, seed=2).softmax(1)
+    transport = ddn.Problem.from_functions(
+        lambda P, M, r, c: (P * M).sum() + (P * (P.log() - 1)).sum(),
+        lambda P, M, r, c: torch.cat([P.sum(1) - r, (P.sum(0) - c)[:-1]]),
+        initial=lambda M, r, c: r[:, None] * c,
+    )
+    solution = is_solved_without_another(ddn.DeclarativeNode(transport), M, r, c)
+    torch.testing.assert_close(solution.y, ddn.functional.optimal_transport(M, r, c), rtol=1e-8, atol=1e-10)
+
+
+def test_a_large_problem_without_structure_is_looked_at_once(monkeypatch):
+    W = randn(400, 400) / 20
+    node = ddn.DeclarativeNode(problem(lambda y, x: (y - x).square().sum() + (W @ y).cosh().log().sum()))
+    looked = []
+    guess = structure.curvature.guess_curvature
+    monkeypatch.setattr(structure.curvature, "guess_curvature", lambda *args: looked.append(1) or guess(*args))
+    for _ in range(2):
+        assert (node.solve(randn(2, 400)).status == Status.CONVERGED).all()
+    assert len(looked) == 1
+
+
+def test_a_term_that_hides_at_the_start_is_seen():
+    # At zero the Hessian is diagonal, elsewhere it has a band.
+    f = SHAPES["diagonal"][1]
+    node = ddn.DeclarativeNode(problem(lambda y, x: f(y, x) + 0.1 * (y[1:] * y[:-1]).square().sum()))
+    solution = node.solve(randn(2, 500))
+    assert (solution.status == Status.CONVERGED).all() and solution.num_steps.max() <= 20

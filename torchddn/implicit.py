@@ -405,19 +405,7 @@ class _LinearSystem:
         if not base.constrained or (held is None and z.shape[1] == m):
             return None
 
-        def make() -> structure.Product:
-            # A constraint without a multiplier would hide its curvature.
-            dual = z[:, m:]
-            place = torch.arange(1, dual.shape[1] + 1, dtype=z.dtype, device=z.device)
-            size = dual.abs().amax(1, keepdim=True) if dual.shape[1] else z[:, :1]
-            generic = (0.5 + (place * 0.6180339887498949).frac()) * torch.where(size > 0, size, 1.0)
-            point = torch.cat([z[:, :m], torch.where(dual == 0, generic, dual)], dim=1)
-            free = held and optimality.Held(*(torch.full_like(part, i == 0) for i, part in enumerate(held)))
-            return Linearization(
-                lambda z: optimality.residual(base.problem, z, x, free), point, base.problem.work(x)
-            ).vjp
-
-        return make
+        return lambda: structure.unmasked(base.problem, z, x)
 
     def _unpack(self, x: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
         v, *saved = x

@@ -39,11 +39,15 @@ from torchddn.structure import agree, generic, of_curvature
 
 __all__ = ["ActiveSetNewton", "Hybrid"]
 
-# Steps that need not bring a point closer: while the active set settles, errors may grow.
-_PATIENCE = 4
+# Most steps, and steps that need not bring a point closer, since errors may grow while the active set settles: with
+# the structure of the curvature, where they cost little beside what another solver would take.
+_LONG, _PATIENT = 32, 12
 
 # What is that close to its limit, relative to the size of y, may be active at the start.
 _NEAR = 1e-6
+
+# Numbers in the rows of a batch, which are dense.
+_MOST_NUMBERS = 2**25
 
 # Calls in a row in which most items were not as believed, after which nobody believes it any more.
 _MOST_RESIGNED = 3
@@ -83,6 +87,7 @@ class ActiveSetNewton:
 
     Attributes:
         max_steps: Most steps before it resigns.
+        patience: Steps that need not bring a point closer: while the active set settles, errors may grow.
         curvature: What the Hessian of the Lagrangian is believed to look like, one of ``FACTORED``; an item of which it
             is not true, or which is not convex, is resigned from. None for no structure.
 
@@ -92,6 +97,7 @@ class ActiveSetNewton:
     """
 
     max_steps: int = 16
+    patience: int = 4
     curvature: Declaration | None = None
 
     def check(self, problem: BatchedProblem) -> None:
@@ -101,11 +107,11 @@ class ActiveSetNewton:
         return _begin(problem, x, y)
 
     def step(self, problem: BatchedProblem, x: Inputs, state: _State) -> _State:
-        return _step(problem, x, state, self.curvature, trusting=False)[0]
+        return _step(problem, x, state, self, trusting=False)[0]
 
     def trusting_step(self, problem: BatchedProblem, x: Inputs, state: _State) -> tuple[_State, Tensor]:
         """The step if every item is close to a strict minimum, and for which that is so."""
-        return _step(problem, x, state, self.curvature, trusting=True)
+        return _step(problem, x, state, self, trusting=True)
 
     def status(self, problem: BatchedProblem, x: Inputs, state: _State) -> Tensor:
         return state.status
@@ -128,9 +134,12 @@ class Hybrid:
 
     Attributes:
         robust: The other solver.
+        forms_matrices: Whether Hessians may be formed. Else the method is tried only where the curvature has a
+            structure and there are few rows; where no gradient has found one yet it is looked for.
     """
 
     robust: Solver
+    forms_matrices: bool = True
 
     @property
     def name(self) -> str:
@@ -149,27 +158,29 @@ class Hybrid:
     def run(self, problem: BatchedProblem, x: Inputs, y: Tensor, solve_again: Run) -> Result:
         if is_differentiated() or solve_again is not solve:
             return solve_again(self.robust, problem, x, y)  # its steps are the ones to differentiate
-        found = _by_structure(problem, x, y)
-        if found is None:
-            found = solve(ActiveSetNewton(), problem, x, y)
-        else:
+        found = _by_structure(problem, x, y, looks=not self.forms_matrices)
+        if self.forms_matrices:
             found = _complete(found, ActiveSetNewton(), problem, x, y, solve)
         return _complete(found, self.robust, problem, x, y, solve_again)
 
 
-def _by_structure(problem: BatchedProblem, x: Inputs, y: Tensor) -> Result | None:
-    """What the method finds if the curvature is as gradients found it; None if they found nothing that helps."""
-    belief = of_curvature(problem, y)
+def _by_structure(problem: BatchedProblem, x: Inputs, y: Tensor, looks: bool) -> Result | None:
+    """What the method finds if the curvature has a structure; None if nobody knows of one that helps."""
+    if len(y) * (problem.p + problem.q) * problem.m > _MOST_NUMBERS:
+        return None
+    belief = of_curvature(problem, x, y, looks)
     if belief is None or not isinstance(belief.H, FACTORED) or belief.num_resigned >= _MOST_RESIGNED:
         return None
-    found = solve(ActiveSetNewton(curvature=belief.H), problem, x, y)
+    found = solve(ActiveSetNewton(_LONG, _PATIENT, belief.H), problem, x, y)
     num_left = int((found.status != Status.CONVERGED).sum()) if found.proof is None else 0
     belief.num_resigned = belief.num_resigned + 1 if 2 * num_left > len(y) else 0
     return found
 
 
-def _complete(found: Result, solver: Solver, problem: BatchedProblem, x: Inputs, y: Tensor, run: Run) -> Result:
+def _complete(found: Result | None, solver: Solver, problem: BatchedProblem, x: Inputs, y: Tensor, run: Run) -> Result:
     """What was found, and for the items of which nothing was found what ``solver`` finds from their start."""
+    if found is None:
+        return run(solver, problem, x, y)
     if found.proof is not None:
         return found
     left = torch.nonzero(found.status != Status.CONVERGED).flatten()
@@ -193,17 +204,17 @@ def _begin(problem: BatchedProblem, x: Inputs, y: Tensor) -> _State:
     none = torch.zeros_like(point.f)
     possible = (error < torch.inf) & (lower <= upper).all(1)
     setbacks = torch.where(possible, none, torch.inf)
-    status = torch.where(setbacks > _PATIENCE, int(Status.STALLED), RUNNING)
+    status = torch.where(setbacks > 0, int(Status.STALLED), RUNNING)
     held = _in_numbers(problem, _active(problem, x, point, torch.ones_like(point.stiffness)), y)
     # Without the curvature there is no unit of force: the first step is judged by itself.
     return _State(point, held, none + torch.inf, none + torch.inf, setbacks, f_start, status)
 
 
 def _step(
-    problem: BatchedProblem, x: Inputs, state: _State, curvature: Declaration | None, trusting: bool
+    problem: BatchedProblem, x: Inputs, state: _State, method: ActiveSetNewton, trusting: bool
 ) -> tuple[_State, Tensor]:
     """The next state, and for which items nothing but reading could make a better one."""
-    before = state.point
+    before, curvature = state.point, method.curvature
     if curvature is None:
         matrix = _curvature(problem, x, before)
         L_yy, stiffness = DenseMatrix(matrix, symmetric=True), _positive(row_sum_norm(matrix))
@@ -232,7 +243,7 @@ def _step(
     arrived = factors.is_minimum & (error <= eps**0.85) & (moved <= short)
     status = torch.where(arrived, int(Status.CONVERGED), RUNNING)
     risen = point.f - state.f_start > eps**0.5 * (state.f_start.abs() + point.f.abs())
-    resigns = (setbacks > _PATIENCE) | (arrived & risen)
+    resigns = (setbacks > method.patience) | (arrived & risen)
     if curvature is not None:
         resigns = resigns | ~factors.is_minimum
     status = torch.where(resigns, int(Status.STALLED), status)

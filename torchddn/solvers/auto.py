@@ -22,7 +22,8 @@ def choose(problem: BatchedProblem) -> Solver | Composite:
 
     With constraints that is a pair, ``"ActiveSetNewton, InteriorPoint"`` or ``"ActiveSetNewton, SQP"``: a few steps of
     Newton's method on the active conditions, and for the items that these do not bring to a strict minimum the robust
-    solver, from their start. So it is without constraints in a compiled node.
+    solver, from their start. So it is without constraints in a compiled node. Where a dense matrix is not cheap the
+    first of the pair is tried if the Hessian has a structure.
 
     Example:
         >>> import torch, torchddn as ddn
@@ -35,11 +36,11 @@ def choose(problem: BatchedProblem) -> Solver | Composite:
     if problem.kind == "root":
         return Newton() if small else Broyden()
     if problem.is_inequality_constrained:
-        return Hybrid(InteriorPoint()) if small else AugmentedLagrangian()
+        return Hybrid(InteriorPoint()) if small else Hybrid(AugmentedLagrangian(), forms_matrices=False)
     if problem.p:
-        return Hybrid(SQP()) if small else AugmentedLagrangian()
+        return Hybrid(SQP()) if small else Hybrid(AugmentedLagrangian(), forms_matrices=False)
     if not small:
-        return LBFGS()
+        return Hybrid(LBFGS(), forms_matrices=False)
     if problem.has_residual:
         return LevenbergMarquardt()
     # A step of the first is one kernel of a compiled node, one of the other is many.

@@ -24,8 +24,10 @@ good. So a finding that does not hold for other data costs one dense solve, and 
 """
 
 from torchddn.structure.believed import MATRIX_FREE, Believed, agree, check_declared, operator, settled
-from torchddn.structure.memory import Belief, forget, of_curvature
+from torchddn.structure.curvature import of_curvature
+from torchddn.structure.memory import Belief, forget
 from torchddn.structure.system import Product, generic
+from torchddn.structure.unmasked import unmasked
 
 __all__ = [
     "MATRIX_FREE",
@@ -39,4 +41,5 @@ __all__ = [
     "of_curvature",
     "operator",
     "settled",
+    "unmasked",
 ]

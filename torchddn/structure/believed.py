@@ -222,7 +222,9 @@ def _belief(problem: BatchedProblem, system: System, declared: Any, direct: bool
         H.check(system.m)
     if isinstance(A, RowDeclaration):
         A.check_rows(system.num_rows, system.m)
-    return recall(problem, system, declared, lambda: look(problem, system, declared)) or Belief(Dense(), Dense())
+    return recall(problem, system.like, system.symmetric, declared, lambda: look(problem, system, declared)) or Belief(
+        Dense(), Dense()
+    )
 
 
 def check_declared(where: str, declared: Any) -> None:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torchddn.linear import Declaration, Dense, RowDeclaration
 from torchddn.problem import BatchedProblem, Problem
 from torchddn.structure.constant import Constant
-from torchddn.structure.system import System
 
-__all__ = ["Belief", "forget", "known", "of_curvature", "recall"]
+__all__ = ["Belief", "forget", "known", "recall"]
 
 _MOST = 256
 
@@ -92,20 +91,11 @@ def known(problem: BatchedProblem, like: Tensor, symmetric: bool, declared: Any)
     return _beliefs.get(_key(problem, like, symmetric, declared))
 
 
-def of_curvature(problem: BatchedProblem, y: Tensor) -> Belief | None:
-    """What gradients have taught of the Hessian of the Lagrangian of a minimization, for a solver at ``y``, ``(B, m)``.
-
-    It may be wrong of this batch, or of points that are no solutions: look whether it holds.
-    """
-    if problem.structure is None:
-        return None
-    belief = known(problem, y.new_empty(0, problem.m + problem.p + problem.q), True, problem.structure)
-    return None if belief is None or belief.H is None or belief.whole or not belief.eliminates else belief
-
-
-def recall(problem: BatchedProblem, system: System, declared: Any, look: Callable[[], Belief | None]) -> Belief | None:
-    """What is known of the problem from before, or what ``look`` finds now, which is kept unless it is None."""
-    key = _key(problem, system.like, system.symmetric, declared)
+def recall(
+    problem: BatchedProblem, like: Tensor, symmetric: bool, declared: Any, look: Callable[[], Belief | None]
+) -> Belief | None:
+    """As :func:`known`, or what ``look`` finds now, which is kept unless it is None."""
+    key = _key(problem, like, symmetric, declared)
     belief = _beliefs.get(key)
     if belief is not None:
         return belief

@@ -36,7 +36,7 @@ from torchddn.structure.ordering import narrowest
 from torchddn.structure.places import Placed, place
 from torchddn.structure.system import System, generic
 
-__all__ = ["is_formed", "look"]
+__all__ = ["guess_curvature", "is_formed", "look"]
 
 # Up to so many unknowns without structure K is formed, unless that would touch more numbers than this; above, a Krylov
 # method has the first try.
@@ -96,6 +96,12 @@ def look(problem: BatchedProblem, system: System, declared: Any) -> Belief | Non
     return belief if said else view.banded_whole(belief)
 
 
+def guess_curvature(problem: BatchedProblem, system: System) -> Declaration | None:
+    """The structure of H, if it is one of those that a few products tell."""
+    view = _View(system)
+    return None if view.is_blind else view.guess_H(_blocks(problem))
+
+
 def _blocks(problem: BatchedProblem) -> list[BlockDiagonal]:
     """Groups of variables that the shape of the decision suggests: the last axes, the first ones, equal tensors."""
     shapes, m = problem.layout.shapes, problem.m
@@ -128,10 +134,9 @@ class _View:
         """Whether no item says anything."""
         return not bool(self._finite.any())
 
-    def find_H(self, blocks: Sequence[BlockDiagonal]) -> Declaration | None:
-        """The structure of H; None where only products are to be used."""
-        system = self._system
-        m = system.m
+    def guess_H(self, blocks: Sequence[BlockDiagonal]) -> Declaration | None:
+        """The structure of H by a few products, if they tell."""
+        m = self._system.m
         if self._explains(Diagonal()):
             return Diagonal()
         for declaration in blocks:
@@ -139,10 +144,19 @@ class _View:
                 return declaration
         if m > 2 * (2 * _WIDEST_GUESS + 1) and self._explains(Banded(_WIDEST_GUESS)):
             return Banded(self._width(Banded(_WIDEST_GUESS)))
-        if system.symmetric:
+        if self._system.symmetric:
             for rank in range(1, _HIGHEST_RANK + 1):
                 if m >= 12 * rank and self._explains(LowRank(rank)):
                     return LowRank(rank)
+        return None
+
+    def find_H(self, blocks: Sequence[BlockDiagonal]) -> Declaration | None:
+        """The structure of H; None where only products are to be used."""
+        system = self._system
+        m = system.m
+        guess = self.guess_H(blocks)
+        if guess is not None:
+            return guess
         otherwise = Dense() if is_formed(system) else None
         if m > _LOOKED_AT or m * system.work > _LOOK_WORK_H:
             return otherwise
