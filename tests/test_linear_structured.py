@@ -13,6 +13,7 @@ from torchddn.linear import (
     CyclicReduction,
     DenseMatrix,
     DiagonalMatrix,
+    LowRank,
     LowRankMatrix,
     Saddle,
     SchurComplement,
@@ -23,6 +24,7 @@ from torchddn.linear import (
     solve_certified,
     specialist,
 )
+from torchddn.linear.pinning import pin
 
 B = 4
 DTYPES = (torch.float64, torch.float32)
@@ -153,6 +155,27 @@ class TestOperators:
         assert answer.certified.all() and set(answer.method) == {name_of(specialist(operator))}
 
 
+@pytest.mark.parametrize("name", [
+    "tridiagonal", "tridiagonal shuffled", "bandwidth 2", "blocks", "blocks shuffled", "rank 1", "rank 3",
+])  # fmt: skip
+def test_pinned_variables_have_rows_of_the_identity(name):
+    H = OPERATORS[name]()
+    free, unit = random(B, H.size, seed=3) > -0.5, random(B, 1, seed=4).exp()
+    both = free[:, None] & free[..., None]
+    expected = torch.where(both, H.dense(), torch.diag_embed((~free) * unit))
+    torch.testing.assert_close(pin(H, free, unit).dense(), expected)
+    expected = torch.where(both, H.dense(), torch.diag_embed((~free).double()))
+    torch.testing.assert_close(pin(H, free, torch.ones((), dtype=torch.float64)).dense(), expected)
+
+
+def test_a_part_of_low_rank_that_is_zero_is_read_as_zero():
+    C = torch.tensor([1.0, 0.0, -1.0, 0.0], dtype=torch.float64)[:, None, None]
+    H = LowRankMatrix(random(B, 9).exp(), random(B, 9, 1), C)
+    declared = LowRank(1)
+    products = (H.dense() @ declared.probes(9, H.d).mT).permute(2, 0, 1)
+    torch.testing.assert_close(declared.operator(products, symmetric=True).dense(), H.dense())
+
+
 class TestSparseRows:
     def test_products_are_those_of_the_dense_matrix(self):
         A = transport_rows(4)
@@ -201,6 +224,12 @@ class TestSparseRows:
         torch.testing.assert_close(A.size(), dense.abs().amax((1, 2)))
         one = SparseRows(A.values[:1].expand(B, -1, -1), index, p)
         torch.testing.assert_close(one.size(), dense[:1].abs().amax((1, 2)).expand(B))
+
+    @pytest.mark.parametrize("num_rows", [1, 3])
+    def test_rows_without_variables_are_zero(self, num_rows):
+        A = SparseRows(random(B, 0, 4), torch.zeros(0, 4, dtype=torch.int64), num_rows)
+        assert torch.equal(A.matvec(random(B, 4)), torch.zeros(B, num_rows, dtype=torch.float64))
+        assert torch.equal(A.rmatvec(random(B, num_rows)), torch.zeros(B, 4, dtype=torch.float64))
 
     def test_masks_are_those_of_the_dense_matrix(self):
         A = transport_rows(4)

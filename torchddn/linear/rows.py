@@ -237,7 +237,7 @@ def _layout(index: Tensor, num_rows: int) -> _Layout:
     place = torch.cat([order, order.new_tensor([num_rows])]).argsort()
     origin = torch.full_like(order, len(rows)).index_copy_(0, rows, _range(len(rows), index)) if is_proper else order
     natural = torch.equal(order, _range(num_rows, index))
-    same = is_proper and torch.equal(origin, _range(num_rows, index))
+    same = is_proper and len(rows) == num_rows and torch.equal(origin, _range(num_rows, index))
     a, b = len(first), num_rows - len(first)
     cells, targets = _cells(index, colors[color].own, place - a, color, (a, b)) if color >= 0 and b else (None, order)
     return _Layout(
