@@ -11,9 +11,10 @@ curvature and its factors: they are used twice, for a step and for a *simplified
 together converge with order three (Traub).
 
 What gradients have taught of the structure of the Hessian serves here as well: where it is a diagonal, a band, blocks
-or a diagonal plus low rank, a step reads it by a few products, looks by one more whether it is, and costs O(m).
+or a diagonal plus low rank, a step reads it by a few products, looks by one more whether it is, and costs O(m). There it
+is patient, and shortens steps that leave the domain of a function, because another solver would take much longer.
 
-It has no safeguards but one: it *resigns* from an item as soon as anything is not as it should be close to a strict
+It has no other safeguards but one: it *resigns* from an item as soon as anything is not as it should be close to a strict
 minimum (curvature along the constraints, independent active rows, contraction), and leaves it to another solver.
 """
 
@@ -33,7 +34,7 @@ from torchddn.solvers.base import RUNNING, Inputs, Proof, Result, Run, Solver, i
 from torchddn.solvers.expansion import Expansion
 from torchddn.solvers.kkt_factors import KKTFactors, factorize
 from torchddn.solvers.structured_factors import FACTORED, StructuredFactors, factorize_structured, row_sum_bound
-from torchddn.solvers.vectors import back_substitute, largest, row_sum_norm, times
+from torchddn.solvers.vectors import back_substitute, is_settled, largest, row_sum_norm, times
 from torchddn.status import Status
 from torchddn.structure import agree, generic, of_curvature
 
@@ -41,7 +42,7 @@ __all__ = ["ActiveSetNewton", "Hybrid"]
 
 # Most steps, and steps that need not bring a point closer, since errors may grow while the active set settles: with
 # the structure of the curvature, where they cost little beside what another solver would take.
-_LONG, _PATIENT = 32, 12
+_LONG, _PATIENT = 64, 12
 
 # What is that close to its limit, relative to the size of y, may be active at the start.
 _NEAR = 1e-6
@@ -51,6 +52,9 @@ _MOST_NUMBERS = 2**25
 
 # Calls in a row in which most items were not as believed, after which nobody believes it any more.
 _MOST_RESIGNED = 3
+
+# How much shorter a step is made that leaves the domain of a function, and how often.
+_SHORTER, _MOST_SHORTENED = 0.3, 10
 
 # From so many variables on, matrices cost more than calls, and it pays to use their factors twice.
 _LARGE = 16
@@ -220,22 +224,26 @@ def _step(
         L_yy, stiffness = DenseMatrix(matrix, symmetric=True), _positive(row_sum_norm(matrix))
         held = _active(problem, x, before, stiffness)
         factors = factorize(matrix, before.c_y, stiffness, held, problem.has_bounds, trusting)
-        trusted = factors.is_minimum
     else:
         L_yy, is_so = _believed_curvature(problem, x, before, curvature)
         stiffness = _positive(row_sum_bound(L_yy))
         held = _active(problem, x, before, stiffness)
         factors = factorize_structured(L_yy, before.c_y, stiffness, held, problem.has_bounds)
         factors = factors._replace(margin=torch.where(is_so, factors.margin, 0.0))
-        trusted = torch.ones_like(is_so)
     y, dual = _newton_step(problem, x, before, L_yy, held, factors)
     if problem.m >= _LARGE:
         y, dual = _simplified_step(problem, x, factors, before.y, y, dual)
     point = _evaluate(problem, x, y, dual, stiffness)
+    in_full = torch.ones_like(factors.is_minimum)
+    if curvature is not None:
+        in_full = _is_inside(point)
+        if not trusting:
+            hopeless = (state.status != RUNNING) | ~_is_inside(before)
+            point = _back_inside(problem, x, before, point, in_full | hopeless)
     units = _units(point, x)
     error = _errors(problem, x, point, units)[0]
-    moved = largest(y - before.y) / units.length
-    setbacks = state.setbacks + ~((error <= 0.5 * state.error) & factors.is_minimum)
+    moved = largest(point.y - before.y) / units.length
+    setbacks = state.setbacks + (in_full & ~((error <= 0.5 * state.error) & factors.is_minimum))
     setbacks = torch.where(error < torch.inf, setbacks, torch.inf)
     eps = torch.finfo(error.dtype).eps
     # The curvature that the last step saw is that of this point only if the step was short.
@@ -247,7 +255,8 @@ def _step(
     if curvature is not None:
         resigns = resigns | ~factors.is_minimum
     status = torch.where(resigns, int(Status.STALLED), status)
-    marks = _in_numbers(problem, held, y)
+    marks = _in_numbers(problem, held, point.y)
+    trusted = factors.is_minimum if curvature is None else in_full
     return _State(point, marks, error, moved, setbacks, state.f_start, status), trusted
 
 
@@ -394,6 +403,22 @@ def _simplified_step(
     nearer = _clip(problem, x, y + d)
     close = (largest(nearer - y) <= 0.5 * largest(y - before))[:, None]
     return torch.where(close, nearer, y), torch.where(close, dual + change, dual)
+
+
+def _is_inside(point: _Point) -> Tensor:
+    """Which items are where all functions are defined, ``(B,)``."""
+    return (point.f + point.f_y.sum(1) + point.c.sum(1) + point.c_y.sum((1, 2))).isfinite()
+
+
+def _back_inside(problem: BatchedProblem, x: Inputs, before: _Point, point: _Point, inside: Tensor) -> _Point:
+    """The point with a shorter step for items that left the domain of their functions, such as that of a logarithm."""
+    for _ in range(_MOST_SHORTENED):
+        if is_settled(inside):
+            break
+        y = torch.where(inside[:, None], point.y, before.y + _SHORTER * (point.y - before.y))
+        point = _evaluate(problem, x, y, point.dual, point.stiffness)
+        inside = _is_inside(point)
+    return point
 
 
 def _clip(problem: BatchedProblem, x: Inputs, y: Tensor) -> Tensor:
