@@ -11,11 +11,11 @@ curvature and its factors: they are used twice, for a step and for a *simplified
 together converge with order three (Traub).
 
 What gradients have taught of the structure of the Hessian serves here as well: where it is a diagonal, a band, blocks
-or a diagonal plus low rank, a step reads it by a few products, looks by one more whether it is, and costs O(m). There it
-is patient, and shortens steps that leave the domain of a function, because another solver would take much longer.
+or a diagonal plus low rank, a step reads it by a few products, looks by one more whether it is, and costs O(m). There
+it is patient, and shortens steps that leave the domain of a function, because another solver would take much longer.
 
-It has no other safeguards but one: it *resigns* from an item as soon as anything is not as it should be close to a strict
-minimum (curvature along the constraints, independent active rows, contraction), and leaves it to another solver.
+It has no other safeguards but one: it *resigns* from an item as soon as anything is not as it should be close to a
+strict minimum (curvature along the constraints, independent active rows, contraction), and leaves it to another solver.
 """
 
 import dataclasses
