@@ -629,6 +629,18 @@ def test_masks_change_from_pass_to_pass_over_a_constant(f, name, constraints):
         assert record.structure.startswith(name) and record.notes == ()
 
 
+def test_masks_change_from_pass_to_pass_over_constant_blocks():
+    def f(y, x):
+        return 0.5 * (y - x).square().sum() + 0.3 * y.view(-1, 2).prod(1).sum()
+
+    for seed in range(5):
+        x = random(B, M, seed=seed)
+        g, record = gradient(f, x, ddn.Implicit(structure=BlockDiagonal(2)), bounds=(-0.3, 0.3))
+        expected, _ = gradient(f, x, ddn.Implicit(structure="dense"), bounds=(-0.3, 0.3))
+        torch.testing.assert_close(g, expected)
+        assert record.structure == "blocks of 2" and record.notes == ()
+
+
 def test_a_constant_hessian_takes_the_certificate_alone(monkeypatch):
     node = ddn.DeclarativeNode(Problem.from_functions(CONSTANT["tridiagonal"][0], initial=lambda x: x))
     multiply, read = System.multiply, []
