@@ -592,12 +592,12 @@ def _beside(cell: Cell | None, ours: Cell) -> str:
 
 
 def draw(cells: list[Cell], path: pathlib.Path) -> None:
-    """Time against m, a panel for each batch size of the reference and one for the blocks."""
+    """Time against m, a panel for each batch size of a family."""
     from matplotlib.figure import Figure
 
     # Okabe and Ito's palette, told apart by the color-blind too.
     colors = ("#000000", "#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7")
-    panels = [(family, B) for family in ("reference", "blocks") for B in FAMILIES[family][1]]
+    panels = [(family, B) for family in ("reference", "mixed", "blocks") for B in FAMILIES[family][1]]
     figure = Figure(figsize=(3 * len(panels), 3.8), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
     for ax, (family, B) in zip(axes, panels, strict=True):
