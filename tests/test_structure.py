@@ -629,6 +629,33 @@ def test_masks_change_from_pass_to_pass_over_a_constant(f, name, constraints):
         assert record.structure.startswith(name) and record.notes == ()
 
 
+def test_a_row_that_vanishes_in_the_free_variables_up_to_rounding_is_dependent():
+    # One variable is at a bound and has all of the row; rounding has left 1e-30 in the other.
+    class Tight(Problem):
+        def objective(self, y, x):
+            return (y - x).square().sum()
+
+        def inequality(self, y, x):
+            return 1 - y.square().sum()
+
+        def bounds(self, x):
+            return torch.tensor([1.0, -9.0], dtype=x.dtype), None
+
+        def initial(self, x):
+            return torch.zeros_like(x)
+
+        def solve(self, x):
+            y = torch.tensor([1.0, 1e-30], dtype=x.dtype).expand_as(x)
+            return ddn.PrimalDual(y, inequality_multipliers=x.new_full((len(x), 1), 0.5))
+
+    x = torch.tensor([[0.3, 0.0], [0.2, 0.0]], dtype=torch.float64, requires_grad=True)
+    y = ddn.DeclarativeNode(Tight())(x)
+    with ddn.diagnostics() as seen:
+        (g,) = torch.autograd.grad(y.sum(), x)
+    assert "active constraints depend on each other (of item 0: inequality[0])" in seen.records[0].notes
+    assert g.abs().max() < 10
+
+
 def test_masks_change_from_pass_to_pass_over_constant_blocks():
     def f(y, x):
         return 0.5 * (y - x).square().sum() + 0.3 * y.view(-1, 2).prod(1).sum()

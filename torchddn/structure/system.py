@@ -17,6 +17,9 @@ Product = Callable[[Tensor], Tensor]
 # for other derivatives: a backward pass holds the graph of its inputs meanwhile.
 _BUDGET = 2**16
 
+# In rounding units of a whole row: an entry that is none.
+_NOTHING = 1e-3
+
 
 class System:
     """K with its masks, and the one without, in which nothing is at a bound and every row counts.
@@ -103,9 +106,20 @@ class System:
         )
 
     def first_columns(self) -> Tensor:
-        """The columns of K that belong to variables, ``(B, s, m)``."""
+        """The columns of K that belong to variables, ``(B, s, m)``.
+
+        Entries of rows that are rounding beside those of variables at a bound, which are masked, are left out: a row
+        that vanishes in all other variables would divide by them, and is dependent without them.
+        """
         columns = torch.eye(self.m, self.size, dtype=self.like.dtype, device=self.like.device)
-        return self.multiply(columns).movedim(0, -1)
+        columns = self.multiply(columns).movedim(0, -1)
+        if self.free is None or not self.num_rows:
+            return columns
+        z = pad(generic(self.m, self.like), (0, self.num_rows)).expand(self.batch, -1)
+        size = self._unmasked_product(z)[:, self.m :].abs().unsqueeze(2)
+        A = columns[:, self.m :]
+        A = torch.where(A.abs() <= _NOTHING * torch.finfo(A.dtype).eps * size, 0.0, A)
+        return torch.cat([columns[:, : self.m], A], dim=1)
 
     def dense(self) -> Tensor:
         """K in full, ``(B, s, s)``, by m products: where it has rows, it is symmetric, and the rest is known."""
