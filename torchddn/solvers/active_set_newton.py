@@ -234,7 +234,8 @@ def _step(
     if problem.m >= _LARGE:
         y, dual = _simplified_step(problem, x, factors, before.y, y, dual)
     point = _evaluate(problem, x, y, dual, stiffness)
-    in_full = torch.ones_like(factors.is_minimum)
+    is_minimum = factors.margin > 0
+    in_full = torch.ones_like(is_minimum)
     if curvature is not None:
         in_full = _is_inside(point)
         if not trusting:
@@ -243,20 +244,20 @@ def _step(
     units = _units(point, x)
     error = _errors(problem, x, point, units)[0]
     moved = largest(point.y - before.y) / units.length
-    setbacks = state.setbacks + (in_full & ~((error <= 0.5 * state.error) & factors.is_minimum))
+    setbacks = state.setbacks + (in_full & ~((error <= 0.5 * state.error) & is_minimum))
     setbacks = torch.where(error < torch.inf, setbacks, torch.inf)
     eps = torch.finfo(error.dtype).eps
     # The curvature that the last step saw is that of this point only if the step was short.
     short = (0.1 * factors.margin).clamp(eps**0.4, eps**0.25)
-    arrived = factors.is_minimum & (error <= eps**0.85) & (moved <= short)
+    arrived = is_minimum & (error <= eps**0.85) & (moved <= short)
     status = torch.where(arrived, int(Status.CONVERGED), RUNNING)
     risen = point.f - state.f_start > eps**0.5 * (state.f_start.abs() + point.f.abs())
     resigns = (setbacks > method.patience) | (arrived & risen)
     if curvature is not None:
-        resigns = resigns | ~factors.is_minimum
+        resigns = resigns | ~is_minimum
     status = torch.where(resigns, int(Status.STALLED), status)
     marks = _in_numbers(problem, held, point.y)
-    trusted = factors.is_minimum if curvature is None else in_full
+    trusted = is_minimum if curvature is None else in_full
     return _State(point, marks, error, moved, setbacks, state.f_start, status), trusted
 
 

@@ -39,11 +39,6 @@ class KKTFactors(NamedTuple):
     half: Tensor
     L_S: Tensor
 
-    @property
-    def is_minimum(self) -> Tensor:
-        """Whether it is a strict minimum beyond rounding, ``(B,)``."""
-        return self.margin > 0
-
     def solve(self, rhs: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """``d``, ``(B, m)``, zero where variables are held, and ``n``, ``(B, r)``; if it is no minimum a compromise."""
         rhs = rhs if self.free is None else torch.where(self.free, rhs, 0.0)

@@ -53,11 +53,6 @@ class StructuredFactors(NamedTuple):
     solved: Tensor
     L_S: Tensor
 
-    @property
-    def is_minimum(self) -> Tensor:
-        """Whether it is a strict minimum beyond rounding, ``(B,)``."""
-        return self.margin > 0
-
     def solve(self, rhs: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """``d``, ``(B, m)``, zero where variables are held, and ``n``, ``(B, r)``; of no use if it is no minimum."""
         rhs = rhs if self.free is None else torch.where(self.free, rhs, 0.0)

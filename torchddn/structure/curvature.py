@@ -30,6 +30,9 @@ def of_curvature(problem: BatchedProblem, x: Sequence[Tensor], y: Tensor, looks:
         x: Its inputs.
         y: The start, ``(B, m)``.
         looks: Whether, if no gradient has been taken yet, a few products near the start are worth it.
+
+    Raises:
+        InvalidInputError: What is declared does not fit the sizes.
     """
     declared = problem.structure
     if declared is None or inside_transform():
@@ -40,7 +43,9 @@ def of_curvature(problem: BatchedProblem, x: Sequence[Tensor], y: Tensor, looks:
         usable = belief.H is not None and not belief.whole and belief.eliminates
         return belief if usable else None
     H = declared[0] if isinstance(declared, tuple) else declared
-    if not isinstance(H, Declaration) and not (looks and declared == "auto"):
+    if isinstance(H, Declaration):
+        H.check(problem.m)
+    elif not (looks and declared == "auto"):
         return None
 
     def look() -> Belief:

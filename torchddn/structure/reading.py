@@ -64,7 +64,8 @@ def read(system: System, belief: Belief, remembers: bool = True) -> Operator:
     if A is None:
         return block
     rows = A.rows(parts[1], system.num_rows)
-    return Saddle(block, _without_columns(rows, system.free) if known[1] else rows, system.active)
+    rows = _without_columns(rows, system.free) if known[1] else system.without_noise(rows)
+    return Saddle(block, rows, system.active)
 
 
 def read_dense(system: System) -> Operator:

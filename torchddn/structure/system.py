@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from torchddn.linear import MatrixFree
+from torchddn.linear import MatrixFree, SparseRows
 
 __all__ = ["Product", "System", "generic"]
 
@@ -106,20 +106,28 @@ class System:
         )
 
     def first_columns(self) -> Tensor:
-        """The columns of K that belong to variables, ``(B, s, m)``.
-
-        Entries of rows that are rounding beside those of variables at a bound, which are masked, are left out: a row
-        that vanishes in all other variables would divide by them, and is dependent without them.
-        """
+        """The columns of K that belong to variables, ``(B, s, m)``, the rows in them :meth:`without_noise`."""
         columns = torch.eye(self.m, self.size, dtype=self.like.dtype, device=self.like.device)
         columns = self.multiply(columns).movedim(0, -1)
         if self.free is None or not self.num_rows:
             return columns
-        z = pad(generic(self.m, self.like), (0, self.num_rows)).expand(self.batch, -1)
-        size = self._unmasked_product(z)[:, self.m :].abs().unsqueeze(2)
-        A = columns[:, self.m :]
-        A = torch.where(A.abs() <= _NOTHING * torch.finfo(A.dtype).eps * size, 0.0, A)
+        A = self.without_noise(columns[:, self.m :])
+        assert isinstance(A, Tensor)
         return torch.cat([columns[:, : self.m], A], dim=1)
+
+    def without_noise(self, A: Tensor | SparseRows) -> Tensor | SparseRows:
+        """The rows without entries that are rounding beside those of variables at a bound, which are masked.
+
+        A row that vanishes in all other variables would divide by them, and is dependent without them.
+        """
+        if self.free is None:
+            return A
+        z = pad(generic(self.m, self.like), (0, self.num_rows)).expand(self.batch, -1)
+        least = _NOTHING * torch.finfo(z.dtype).eps * self._unmasked_product(z)[:, self.m :].abs()
+        if isinstance(A, Tensor):
+            return torch.where(A.abs() <= least.unsqueeze(2), 0.0, A)
+        values = torch.where(A.values.abs() <= pad(least, (0, 1))[:, A.index], 0.0, A.values)
+        return SparseRows(values, A.index, self.num_rows)
 
     def dense(self) -> Tensor:
         """K in full, ``(B, s, s)``, by m products: where it has rows, it is symmetric, and the rest is known."""
